@@ -1,0 +1,203 @@
+"""The command line. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+USAGE = """\
+geoseg: which way of segmenting my profiles works, with the few labels I have?
+
+  geoseg demo                         the main job on embedded checkpoints and synthetic profiles, offline
+  geoseg run experiment=label_lora    train, predict, score, record; geoseg run --help lists every setting
+  geoseg run -m ... seed=0,1,2        one run per combination
+  geoseg report runs --to results.csv gather records into one table
+
+geoseg COMMAND --help tells more. Results go to the folder runs.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"run": _run, "demo": _demo, "report": _report}
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if words[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"geoseg {version('geoseg')}")
+        return 0
+    if words[0] not in commands:
+        near = difflib.get_close_matches(words[0], commands, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}"
+        print(f"geoseg: no command {words[0]!r}; {hint}", file=sys.stderr)
+        return 2
+    return commands[words[0]](words[1:])
+
+
+def _demo(words: list[str]) -> int:
+    """The main job with its defaults spelt out."""
+    if any(word in ("-h", "--help") for word in words):
+        print("geoseg demo [key=value ...]: geoseg run experiment=label_lora data=synthetic checkpoints=demo trainer=auto")
+        return 0
+    return _run(["experiment=label_lora", "data=synthetic", "checkpoints=demo", "trainer=auto", *words])
+
+
+def _report(words: list[str]) -> int:
+    """Gathers records."""
+    parser = argparse.ArgumentParser("geoseg report", description="Writes one row per run and stage from its record.")
+    parser.add_argument("runs", nargs="+", help="folders to search for record.json")
+    parser.add_argument("--to", required=True, help="the .csv file to write")
+    options = parser.parse_args(words)
+    from pathlib import Path
+
+    from geoseg.report import collect, write_results
+
+    records = collect(Path(folder) for folder in options.runs)
+    if not records:
+        print(f"geoseg report: no record.json below {', '.join(options.runs)}", file=sys.stderr)
+        return 2
+    print(f"{len(records)} records -> {write_results(records, Path(options.to))}")
+    return 0
+
+
+def _run(words: list[str]) -> int:
+    """Composes the configuration and hands it to ``geoseg.run``."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import hydra
+    from hydra.errors import HydraException
+
+    from geoseg.config import conf_folder, register_resolvers
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    register_resolvers()
+    multirun = "-m" in words or "--multirun" in words
+    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    if not any(word in ("-h", "--help") or word.startswith("--hydra-help") for word in words):
+        try:
+            check_overrides(overrides, multirun)
+        except (HydraException, ValueError) as error:
+            print(f"geoseg: {error}", file=sys.stderr)
+            return 2
+    result: list[int] = []
+
+    def job(cfg: Any) -> float | None:
+        from geoseg.tasks.task import TrainingDiverged
+
+        quieten()
+        from geoseg.report import print_run
+        from geoseg.run import run
+
+        try:
+            records, folder = run(cfg)
+        except (ValueError, TrainingDiverged) as error:
+            print(f"geoseg: {error}", file=sys.stderr)
+            result.append(2 if isinstance(error, ValueError) else 3)
+            return None
+        print_run(records, folder)
+        result.append(0)
+        return None if cfg.objective is None else float(records[0]["scores"][cfg.objective])
+
+    before = sys.argv
+    sys.argv = ["geoseg run", *words]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(job)()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return max(result, default=0)
+
+
+def check_overrides(words: Sequence[str], multirun: bool = False) -> None:
+    """Composes the configuration once, so that a misspelt key is told before anything heavy is imported.
+
+    Raises:
+        ValueError: an unknown key or option, with the nearest known one; or a line that Hydra cannot read.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf import OmegaConf
+
+    from geoseg.config import conf_folder
+
+    single = []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except OverrideParseException as error:
+            raise ValueError(
+                f"cannot read {word!r}: {str(error).splitlines()[0]}; put quotes around a value with commas, brackets "
+                f"or colons, inside quotes for the shell: 'key=\"value\"'"
+            ) from None
+        if multirun and override.is_sweep_override():
+            first = next(iter(override.sweep_string_iterator()))
+            word = f"{override.get_key_element()}={first}"
+        single.append(word)
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        try:
+            compose("run", overrides=single)
+        except HydraException as error:
+            known: list[str] = []
+            with contextlib.suppress(HydraException):
+                groups = [word for word in single if word.split("=")[0] in ("experiment", "method", "data")]
+                known = list(_keys(OmegaConf.to_container(compose("run", overrides=groups), resolve=False)))
+            raise ValueError(_suggest(str(error), known)) from None
+
+
+def _keys(node: Any, where: str = "") -> Any:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            path = f"{where}.{name}" if where else str(name)
+            yield path
+            yield from _keys(value, path)
+
+
+def _suggest(message: str, keys: list[str]) -> str:
+    """Hydra's message, made short, with the nearest setting or option."""
+    wrong_key = re.search(r"Could not (?:override|append to config) '([^']+)'", message)
+    if wrong_key:
+        key = wrong_key.group(1)
+        by_last: dict[str, str] = {}
+        for name in keys:
+            by_last.setdefault(name.rsplit(".", 1)[-1], name)
+        near = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
+        last = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last, n=1, cutoff=0.75)
+        found = near[0] if near else by_last[last[0]] if last else ""
+        hint = f"did you mean {found}?" if found else "geoseg run --help lists every setting"
+        return f"there is no setting {key}; {hint}"
+    wrong_option = re.search(r"Could not find '([^']+)'", message)
+    options = re.search(r"Available options in '([^']+)':\n((?:\t.*\n?)+)", message)
+    if wrong_option and options:
+        group, known = options.group(1), options.group(2).split()
+        option = wrong_option.group(1).removeprefix(f"{group}/")
+        near = difflib.get_close_matches(option, known, n=1)
+        hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(known)}"
+        return f"there is no {group}={option}; {hint}"
+    return message.split("\nSet the environment variable")[0].strip()
+
+
+def quieten() -> None:
+    """Silences what libraries print that asks nothing of the user; everything else still shows."""
+    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("httpx", "bitsandbytes", "matplotlib", "PIL", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # data lies in memory here: worker processes would cost more than they bring
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

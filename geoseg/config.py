@@ -1,0 +1,149 @@
+"""What stands between the composed configuration and plain objects: names, identity, trust.
+
+Nothing below this floor ever sees a configuration object.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+TRUSTED = (
+    "geoseg.",
+    "torch.optim.",
+    "pytorch_lightning.",
+    "diffusers.",
+    "transformers.",
+    "peft.",
+    "bitsandbytes.",
+    "segmentation_models_pytorch.",
+    "timm.",
+    "torchmetrics.",
+)
+"""Packages whose objects a configuration may name; more come with trust=[package]."""
+
+PLACES = ("root", "path", "path_or_id", "workers")
+"""Keys that say where or how fast, never what: they are no part of a run's identity."""
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def conf_folder() -> Path:
+    """The folder of configuration files: inside the package when installed, beside it in a checkout."""
+    for folder in (PACKAGE / "conf", PACKAGE.parent / "conf"):
+        if (folder / "run.yaml").is_file():
+            return folder
+    raise FileNotFoundError("geoseg's conf folder is missing; install the package again")
+
+
+def register_resolvers() -> None:
+    """Makes ``${assets:NAME}`` the path of an embedded checkpoint."""
+    OmegaConf.register_new_resolver("assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
+
+
+def plain(config: Any) -> Any:
+    """A configuration node as plain containers with every interpolation resolved.
+
+    Raises:
+        ValueError: a value marked ??? was not given.
+    """
+    if not OmegaConf.is_config(config):
+        return config
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"the configuration needs a value for {', '.join(missing)}; give it as key=value")
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def check_targets(config: Any, trust: Sequence[str]) -> None:
+    """Refuses objects from packages that nobody trusted, before any of them is imported.
+
+    Raises:
+        ValueError: names the key, the object and how to trust its package.
+    """
+    trusted = (*TRUSTED, *(f"{package}." for package in trust))
+    for where, target in _targets(config):
+        if not str(target).startswith(trusted):
+            raise ValueError(
+                f"{where} names {target}, which is outside geoseg and the packages it trusts; "
+                f"if you trust it, add trust=[{str(target).split('.')[0]}]"
+            )
+        try:
+            found = get_object(target)
+        except Exception as error:
+            raise ValueError(f"{where} names {target}, which cannot be imported: {error}") from None
+        home = f"{getattr(found, '__module__', '')}."
+        if not home.startswith(trusted):  # a trusted module may hold a reference to something else, such as torch.load
+            raise ValueError(
+                f"{where} names {target}, which really is {home}{getattr(found, '__qualname__', '')} and not trusted"
+            )
+
+
+def build(node: Any, /, **available: Any) -> Any:
+    """Instantiates a node; where it is a partial, completes it with those of ``available`` that its signature names."""
+    made = instantiate(node, _convert_="all")
+    return complete(made, **available) if isinstance(made, functools.partial) else made
+
+
+def complete(partial: Callable[..., Any], /, **available: Any) -> Any:
+    """Calls ``partial`` with those of ``available`` that it has a parameter for."""
+    parameters = inspect.signature(partial).parameters
+    return partial(**{name: value for name, value in available.items() if name in parameters})
+
+
+def identity(*parts: Any) -> str:
+    """Ten hex digits that depend on what decides a result, and neither on places nor on the order of keys.
+
+    >>> identity({"a": 1, "path": "x"}) == identity({"path": "y", "a": 1})
+    True
+    """
+    text = json.dumps([_without_places(part) for part in parts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def redact(config: Any) -> Any:
+    """The same containers without secrets: keys, tokens, passwords, and credentials inside addresses."""
+    if isinstance(config, Mapping):
+        return {
+            key: "***" if _SECRET.search(str(key)) and value not in (None, "") else redact(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, list):
+        return [redact(value) for value in config]
+    if isinstance(config, str):
+        return _CREDENTIALS.sub(r"\1***@", config)
+    return config
+
+
+_SECRET = re.compile(r"(^|_)(api_?key|token|password|passwd|secret|credentials?)($|_)", re.IGNORECASE)
+_CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
+
+
+def _without_places(part: Any) -> Any:
+    if isinstance(part, Mapping):
+        return {str(key): _without_places(value) for key, value in part.items() if key not in PLACES}
+    if isinstance(part, list | tuple):
+        return [_without_places(value) for value in part]
+    return part
+
+
+def _targets(config: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(config, DictConfig):
+        config = OmegaConf.to_container(config, resolve=False)
+    if isinstance(config, Mapping):
+        if "_target_" in config:
+            yield where or "the configuration", str(config["_target_"])
+        for key, value in config.items():
+            yield from _targets(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(config, list):
+        for i, value in enumerate(config):
+            yield from _targets(value, f"{where}[{i}]")

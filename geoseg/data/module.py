@@ -1,0 +1,203 @@
+"""The one data module: every data set in, every task and method out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from geoseg.data.sampling import Visits, choose_random, choose_representative
+from geoseg.data.source import Source
+from geoseg.palette import Palette, facies_palette
+
+
+class Split(Dataset[dict[str, Any]]):
+    """The samples of one split as tensors.
+
+    Item ``i`` holds ``image`` float32 [C, H, W] in [0, 1], ``target`` int64 [H, W], ``name``, ``index`` and ``caption``.
+    Samples are kept in memory once read, up to ``keep`` of them.
+    """
+
+    def __init__(self, source: Source, names: Sequence[str], keep: int = 1024) -> None:
+        self.source, self.names, self.keep = source, list(names), keep
+        self._read: dict[int, dict[str, Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index in self._read:
+            return self._read[index]
+        sample = self.source.read(self.names[index])
+        image = torch.from_numpy(np.ascontiguousarray(sample.image)).float() / 255
+        item = {
+            "image": image[None] if image.ndim == 2 else image.permute(2, 0, 1).contiguous(),
+            "target": torch.from_numpy(sample.target.astype(np.int64)),
+            "name": self.names[index],
+            "index": index,
+            "caption": sample.caption,
+        }
+        if len(self._read) < self.keep:
+            self._read[index] = item
+        return item
+
+
+class SameShape(Sampler[list[int]]):
+    """Batches of neighbours that have the same height and width, so that they can be stacked."""
+
+    def __init__(self, split: Split, batch_size: int) -> None:
+        self.batches: list[list[int]] = []
+        last: tuple[int, int] | None = None
+        for i, name in enumerate(split.names):
+            shape = split.source.shape(name)
+            if shape != last or len(self.batches[-1]) == batch_size:
+                self.batches.append([])
+            self.batches[-1].append(i)
+            last = shape
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+class DataModule(pl.LightningDataModule):
+    """Splits a source, checks it, and feeds tasks and evaluations.
+
+    Where the source prescribes splits they are kept; otherwise all names form one pool: training samples are chosen
+    first, validation samples next, and the rest is the test set.
+
+    Args:
+        source: the data set.
+        palette: K colours "#RRGGBB"; None takes the published facies colours.
+        num_train: labelled samples used for training.
+        select: "random" (by seed), "representative" (class coverage) or a list of names.
+        num_val: validation samples; None means all that the source prescribes, 0 where it prescribes none.
+        num_test: test samples; None means all that are left.
+        batch_size: images per batch in validation and test.
+        workers: processes that read data beside training; 0 reads in the main process.
+        seed: decides the choice and the order.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        palette: Sequence[str] | None = None,
+        num_train: int = 4,
+        select: str | Sequence[str] = "random",
+        num_val: int | None = None,
+        num_test: int | None = None,
+        batch_size: int = 8,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.palette: Palette | None = None  # a corpus of captioned pictures has no classes
+        if source.num_classes:
+            self.palette = Palette(palette if palette is not None else facies_palette(source.num_classes))
+        if self.palette is not None and self.palette.num_classes != source.num_classes:
+            raise ValueError(
+                f"data.palette has {self.palette.num_classes} colours, the data set has {source.num_classes} classes "
+                f"({', '.join(source.class_names)}); give one colour per class, or null for the standard colours"
+            )
+        self.num_train, self.select, self.num_val, self.num_test = num_train, select, num_val, num_test
+        self.batch_size, self.workers, self.seed = batch_size, workers, seed
+        self.names: dict[str, list[str]] = {}
+
+    @property
+    def num_classes(self) -> int:
+        """K of the source."""
+        return self.source.num_classes
+
+    def prepare(self) -> None:
+        """Chooses the splits and checks every sample in them, before any work starts.
+
+        Raises:
+            ValueError: too few samples, unknown names, or whatever the source finds wrong.
+        """
+        if self.names:
+            return
+        pools: dict[str | None, list[str]] = {"train": [], "val": [], "test": [], None: []}
+        for name in self.source.names:
+            pools[self.source.split(name)].append(name)
+        prescribed = any(pools[split] for split in ("train", "val", "test"))
+        train_pool = pools["train"] if prescribed else pools[None]
+        train = self._choose_train(train_pool)
+        if prescribed:
+            val, test = pools["val"], pools["test"]
+        else:
+            rest = [name for name in train_pool if name not in set(train)]
+            val = choose_random(rest, self.num_val or 0, self.seed)
+            test = [name for name in rest if name not in set(val)]
+        self.names = {
+            "train": train,
+            "val": self._cut("num_val", self.num_val, val),
+            "test": self._cut("num_test", self.num_test, test),
+        }
+        self.source.check([name for names in self.names.values() for name in names])
+        self.train, self.val, self.test = (Split(self.source, self.names[s]) for s in ("train", "val", "test"))
+
+    def fingerprint(self, *splits: str) -> str:
+        """A hex digest of the content of the named splits and of who is in which."""
+        self.prepare()
+        digest = hashlib.sha256()
+        for split in splits:
+            digest.update(f"{split}:{self.source.fingerprint(self.names[split])};".encode())
+        return digest.hexdigest()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of the whole run, in the shape that the task being trained asks for."""
+        assert self.trainer is not None
+        task: Any = self.trainer.lightning_module
+        view = task.view(self.train, training=True)
+        order = Visits(len(view), task.fit.batch_size, task.fit.epochs * task.fit.repeats, self.seed)
+        return DataLoader(view, batch_sampler=order, num_workers=self.workers, pin_memory=torch.cuda.is_available())
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Validation batches at fixed randomness; an empty list where there is nothing to validate on."""
+        assert self.trainer is not None
+        task: Any = self.trainer.lightning_module
+        if not len(self.val):
+            return []
+        view = task.view(self.val, training=False)
+        order = Visits(len(view), self.batch_size, task.fit.validation_visits, seed=0)
+        return DataLoader(view, batch_sampler=order, num_workers=self.workers)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Whole images, neighbours of one shape together."""
+        return DataLoader(self.test, batch_sampler=SameShape(self.test, self.batch_size), num_workers=self.workers)
+
+    def _choose_train(self, pool: list[str]) -> list[str]:
+        if not isinstance(self.select, str):
+            unknown = [name for name in self.select if name not in set(pool)]
+            if unknown:
+                raise ValueError(
+                    f"data.select names {unknown[:10]}, which the data set does not have for training; "
+                    f"it has {pool[:10]}{' ...' if len(pool) > 10 else ''}"
+                )
+            return list(self.select)
+        if self.num_train < 1 or self.num_train > len(pool):
+            raise ValueError(
+                f"data.num_train={self.num_train}, but {len(pool)} labelled samples are there to choose from; "
+                f"ask for 1 to {len(pool)}"
+            )
+        if self.select == "random":
+            return choose_random(pool, self.num_train, self.seed)
+        if self.select == "representative":
+            return choose_representative(self.source, pool, self.num_train, self.seed)
+        raise ValueError(f"data.select must be random, representative or a list of names, got {self.select!r}")
+
+    @staticmethod
+    def _cut(option: str, count: int | None, names: list[str]) -> list[str]:
+        if count is None:
+            return names
+        if count > len(names):
+            raise ValueError(f"data.{option}={count}, but only {len(names)} samples are left for it; ask for fewer")
+        return names[:count]

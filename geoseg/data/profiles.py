@@ -1,0 +1,198 @@
+"""Profiles and label maps that lie as pictures in two folders: the data set most users have."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from geoseg.types import IGNORE, Sample
+
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+SHOWN = 10
+
+
+class ProfileFolder:
+    """Pairs ``<root>/<images>/<stem>.png`` with ``<root>/<labels>/<stem>.png``.
+
+    Images are grey or colour, 8 bit. Label maps hold one value per pixel: class indices 0..K-1 with 255 = ignore, or
+    the values listed in ``label_values``.
+
+    Args:
+        root: the folder that holds both.
+        images: name of the folder with profiles.
+        labels: name of the folder with label maps.
+        num_classes: K; None takes the largest label found plus one.
+        class_names: K names; None numbers them.
+        label_values: pixel value of each class in order, such as [0, 255] for a mask; None: values are indices.
+        unit: what an independent unit is.
+
+    Raises:
+        ValueError: folders or pairs are missing; the first ten offenders are listed.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        images: str = "images",
+        labels: str = "labels",
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        label_values: Sequence[int] | None = None,
+        unit: str = "section",
+    ) -> None:
+        self.unit = unit
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise ValueError(f"data.root={root} is no folder; give the one that holds '{images}' and '{labels}'")
+        self._images = self._stems(self.root / images, "data.images")
+        self._labels = self._stems(self.root / labels, "data.labels")
+        lonely = [f"{self._images[stem].name}: no label map" for stem in sorted(self._images.keys() - self._labels)]
+        lonely += [f"{self._labels[stem].name}: no profile" for stem in sorted(self._labels.keys() - self._images)]
+        if lonely:
+            raise ValueError(_listed(f"profiles and label maps in {self.root} do not pair up by file name", lonely))
+        self.names = sorted(self._images)
+        self._values = None if label_values is None else list(label_values)
+        if self._values is not None:
+            self.num_classes = len(self._values)
+        elif num_classes is not None:
+            self.num_classes = num_classes
+        else:
+            self.num_classes = self._largest_label() + 1
+        if self.num_classes < 2:
+            raise ValueError(f"the label maps in {self.root / labels} hold one class only; two or more are needed")
+        self.class_names = list(class_names) if class_names else [f"class {k}" for k in range(self.num_classes)]
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"data.class_names has {len(self.class_names)} names for {self.num_classes} classes")
+
+    def read(self, name: str) -> Sample:
+        """Reads one pair; image uint8 [H, W] or [H, W, 3], target uint8 [H, W]."""
+        image = _picture(self._images[name])
+        return Sample(image, self._indices(_label(self._labels[name])))
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """H and W from the file's header."""
+        with Image.open(self._images[name]) as picture:
+            return picture.height, picture.width
+
+    def split(self, name: str) -> str | None:
+        """None: the split is chosen by the data module."""
+        return None
+
+    def check(self, names: Sequence[str]) -> None:
+        """Reads every pair: readable, of one size, labels inside the classes, no picture twice.
+
+        Raises:
+            ValueError: lists the first ten offenders.
+        """
+        wrong: list[str] = []
+        seen: dict[bytes, str] = {}
+        for name in names:
+            try:
+                image, target = _picture(self._images[name]), _label(self._labels[name])
+            except ValueError as error:
+                wrong.append(str(error))
+                continue
+            if image.shape[:2] != target.shape:
+                height, width = image.shape[:2]
+                wrong.append(
+                    f"{name}: the profile is {height} x {width}, its label map {target.shape[0]} x {target.shape[1]}"
+                )
+            known = set(self._values) if self._values is not None else set(range(self.num_classes))
+            strange = sorted(set(np.unique(target).tolist()) - known - {IGNORE})
+            if strange:
+                wrong.append(
+                    f"{name}: label values {strange[:SHOWN]} are none of the {self.num_classes} classes; "
+                    "set data.num_classes, or data.label_values to the value of each class"
+                )
+            content = hashlib.sha256(image.tobytes()).digest()
+            if content in seen:
+                wrong.append(f"{name}: the same picture as {seen[content]}; a copy would leak between the splits")
+            seen.setdefault(content, name)
+        if wrong:
+            raise ValueError(_listed(f"{len(wrong)} of the samples in {self.root} cannot be used", wrong))
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """Hash of names and file contents."""
+        digest = hashlib.sha256()
+        for name in names:
+            digest.update(name.encode())
+            digest.update(self._images[name].read_bytes())
+            digest.update(self._labels[name].read_bytes())
+        return digest.hexdigest()
+
+    def _stems(self, folder: Path, option: str) -> dict[str, Path]:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is no folder; {option} names the one inside data.root={self.root}")
+        found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+        if not found:
+            raise ValueError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
+        stems: dict[str, Path] = {}
+        for path in found:
+            if path.stem in stems:
+                raise ValueError(f"{stems[path.stem].name} and {path.name} in {folder} share one name; keep one of them")
+            stems[path.stem] = path
+        return stems
+
+    def _largest_label(self) -> int:
+        largest = 0
+        for name in self.names:
+            try:
+                values = np.unique(_label(self._labels[name]))
+            except ValueError:
+                continue  # ``check`` lists unreadable files, all at once
+            values = values[values != IGNORE]
+            largest = max(largest, int(values.max(initial=0)))
+        return largest
+
+    def _indices(self, target: np.ndarray) -> np.ndarray:
+        if self._values is None:
+            return target
+        table = np.full(256, IGNORE, np.uint8)
+        table[self._values] = np.arange(len(self._values))
+        return table[target]
+
+
+def _picture(path: Path) -> np.ndarray:
+    """An 8-bit picture as uint8 [H, W] where all channels are equal, else [H, W, 3]."""
+    with _opened(path) as picture:
+        if picture.mode not in ("L", "RGB", "RGBA", "P", "1"):
+            raise ValueError(f"{path.name}: pixels are of type {picture.mode}; save it as 8-bit grey or RGB")
+        if picture.mode in ("L", "1"):
+            return np.asarray(picture.convert("L"))
+        array = np.asarray(picture.convert("RGB"))
+    equal = (array[..., 0] == array[..., 1]).all() and (array[..., 0] == array[..., 2]).all()
+    return array[..., 0].copy() if equal else array
+
+
+def _label(path: Path) -> np.ndarray:
+    """A label map as uint8 [H, W] of its stored values; a palette picture's values are its indices."""
+    with _opened(path) as picture:
+        if picture.mode == "1":
+            return np.asarray(picture, dtype=np.uint8)
+        if picture.mode not in ("L", "P"):
+            raise ValueError(
+                f"{path.name}: a label map holds one 8-bit value per pixel (class index), this one is {picture.mode}; "
+                "save class indices as a grey picture"
+            )
+        return np.asarray(picture)
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        picture = Image.open(path)
+        picture.load()
+    except UnidentifiedImageError:
+        raise ValueError(f"{path.name}: not a picture, whatever its name says; replace it") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path.name}: unreadable or truncated ({error}); replace it") from None
+    return picture
+
+
+def _listed(headline: str, lines: list[str]) -> str:
+    shown = "\n  ".join(lines[:SHOWN])
+    more = f"\n  ... and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    return f"{headline}:\n  {shown}{more}"

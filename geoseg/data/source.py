@@ -1,0 +1,48 @@
+"""What a data set must be able to say; everything else is done once, for all of them, by the data module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from geoseg.types import Sample
+
+
+class Source(Protocol):
+    """A readable collection of labelled pictures.
+
+    Attributes:
+        names: sample ids, all different, in a fixed order.
+        num_classes: K.
+        class_names: K names.
+        unit: what an independent unit is, such as "section" or "image"; intervals resample these.
+    """
+
+    names: list[str]
+    num_classes: int
+    class_names: list[str]
+    unit: str
+
+    def read(self, name: str) -> Sample:
+        """Reads one sample; pure, so that any worker may read any sample at any time."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, int]:
+        """H and W of one sample, without reading its pixels where that can be had."""
+        ...
+
+    def split(self, name: str) -> str | None:
+        """"train", "val" or "test" where the data set prescribes it, else None."""
+        ...
+
+    def check(self, names: Sequence[str]) -> None:
+        """Looks at every named sample before any work starts.
+
+        Raises:
+            ValueError: lists the first ten offenders, each with what is wrong.
+        """
+        ...
+
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """A hex digest that changes when the content of the named samples does."""
+        ...

@@ -1,0 +1,138 @@
+"""Pictures to latents and back: the autoencoder of a latent diffusion model, with its conventions hidden."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+log = logging.getLogger("geoseg")
+
+
+class Codec:
+    """Reads and writes the latents of an ``AutoencoderKL``.
+
+    The autoencoder always runs outside autocast, in the type of its own weights. Weights in half precision are turned
+    into float32 where the checkpoint asks for it (``force_upcast``) or where a result is not finite.
+
+    Args:
+        vae: the autoencoder; its configuration gives scale, shift and size factor.
+    """
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        self.vae = vae
+
+    @property
+    def factor(self) -> int:
+        """How many pixels one latent cell covers in each direction; 8 for Stable Diffusion."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def channels(self) -> int:
+        """Channels of a latent; 4 for Stable Diffusion."""
+        return int(self.vae.config.latent_channels)
+
+    def moments(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The distribution of latents that a picture stands for.
+
+        Args:
+            image: float [B, 3, H, W] in [0, 1]; H and W must be multiples of ``factor``.
+
+        Returns:
+            mean and standard deviation, float32 [B, 4, h, w] each, scaled as the diffusion model expects.
+
+        Raises:
+            ValueError: the picture has the wrong number of channels or a side that does not divide.
+        """
+        if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % self.factor or image.shape[3] % self.factor:
+            raise ValueError(
+                f"the autoencoder reads [B, 3, H, W] with sides that are multiples of {self.factor}, "
+                f"got {list(image.shape)}; expand grey pictures to 3 channels and pad with geoseg.diffusion.codec.fit"
+            )
+        parameters = self._run(self._encode, 2 * image - 1)
+        mean, logvar = parameters.chunk(2, dim=1)
+        # the clamp is part of the model: diffusers.models.autoencoders.vae.DiagonalGaussianDistribution
+        std = (0.5 * logvar.clamp(-30.0, 20.0)).exp()
+        return (mean - self._shift) * self._scale, std * self._scale
+
+    def encode(self, image: Tensor) -> Tensor:
+        """The most likely latent of a picture, float32 [B, 4, h, w]; arguments and errors as in ``moments``."""
+        return self.moments(image)[0]
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Draws a latent.
+
+        Args:
+            latent: float [B, 4, h, w], scaled as ``encode`` returns it.
+
+        Returns:
+            float32 [B, 3, H, W] in [0, 1].
+
+        Raises:
+            ValueError: the latent has the wrong number of channels.
+        """
+        if latent.ndim != 4 or latent.shape[1] != self.channels:
+            raise ValueError(f"the autoencoder draws latents [B, {self.channels}, h, w], got {list(latent.shape)}")
+        picture = self._run(self._decode, latent.float() / self._scale + self._shift)
+        return (picture / 2 + 0.5).clamp(0, 1)
+
+    @property
+    def _scale(self) -> float:
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def _shift(self) -> float:
+        return float(self.vae.config.shift_factor or 0.0)
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.vae.encode(x).latent_dist.parameters
+
+    def _decode(self, x: Tensor) -> Tensor:
+        return self.vae.decode(x, return_dict=False)[0]
+
+    def _run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """One direction of the autoencoder in a type that works; float32 in any case comes back."""
+        if self._half and self.vae.config.force_upcast:
+            self.vae.float()
+        with torch.autocast(x.device.type, enabled=False):
+            y = function(x.to(self._dtype))
+            if self._half and not bool(y.isfinite().all()):
+                log.warning("the autoencoder overflowed in %s and runs in float32 from here on", self._dtype)
+                self.vae.float()
+                y = function(x.to(self._dtype))
+        return y.float()
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+    @property
+    def _half(self) -> bool:
+        return self._dtype == torch.float16
+
+
+def fit(image: Tensor, multiple: int) -> Tensor:
+    """Pads a picture on the right and at the bottom until a model can read it.
+
+    Args:
+        image: float [B, C, H, W].
+        multiple: both sides become multiples of this.
+
+    Returns:
+        [B, C, H', W'], mirrored at the edge; a side too short to mirror repeats its last line instead. Cut the
+        result of a model back with ``[..., :H, :W]``.
+
+    >>> fit(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 4).shape
+    torch.Size([1, 1, 4, 4])
+    """
+    for dim in (2, 3):
+        side = image.shape[dim]
+        extra = -side % multiple
+        pad = (0, extra) if dim == 3 else (0, 0, 0, extra)
+        if extra:
+            image = F.pad(image, pad, mode="reflect" if extra < side else "replicate")
+    return image

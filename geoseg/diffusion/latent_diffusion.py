@@ -1,0 +1,224 @@
+"""A text-conditioned latent diffusion model of the Stable Diffusion 1 and 2 family, as one module."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from geoseg.diffusion.codec import Codec
+
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+"""Folders of a StableDiffusionPipeline that are read; a safety checker or feature extractor beside them is not."""
+
+log = logging.getLogger("geoseg")
+
+
+class LatentDiffusion(nn.Module):
+    """Autoencoder, denoising network and text encoder of a diffusion model, all frozen and in eval mode.
+
+    Args:
+        vae: pictures to latents and back; use it through ``codec``.
+        unet: the denoising network.
+        text_encoder: prompts to condition.
+        tokenizer: belongs to the text encoder.
+        scheduler: any diffusers scheduler; its configuration carries the betas and the prediction type.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        scheduler: Any,
+    ) -> None:
+        super().__init__()
+        self.vae = vae
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.scheduler = scheduler
+        self._noted: set[str] = set()
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def load(
+        cls, path_or_id: str | os.PathLike[str], revision: str | None = None, dtype: str | torch.dtype = torch.float32
+    ) -> LatentDiffusion:
+        """Reads a StableDiffusionPipeline.
+
+        Args:
+            path_or_id: a folder with vae, unet, text_encoder, tokenizer and scheduler, or the id of one on the Hugging
+                Face hub. Weights are read from safetensors files only.
+            revision: branch, tag or commit on the hub; None is its main branch. Not for folders.
+            dtype: type of the weights in memory, whatever the files hold; "float32", "float16" or "bfloat16". The
+                autoencoder stays in float32 where its configuration asks for that.
+
+        Raises:
+            ValueError: nothing is there, or a part is missing.
+        """
+        dtype = _dtype(dtype)
+        where = str(path_or_id)
+        if os.path.isdir(where):
+            missing = [part for part in PARTS if not os.path.isdir(os.path.join(where, part))]
+            if missing:
+                raise ValueError(
+                    f"{where} lacks {', '.join(missing)}: a StableDiffusionPipeline folder holds {', '.join(PARTS)}; "
+                    "write one with its save_pretrained, or give the id of one on the hub"
+                )
+        elif where.startswith((".", "/", "~")) or where.count("/") > 1 or not where:
+            raise ValueError(f"there is no folder {where!r}; give a StableDiffusionPipeline folder or a hub id")
+        options: dict[str, Any] = {"revision": revision} if revision is not None else {}
+        weights = {"use_safetensors": True, **options}
+        with _quiet():
+            try:
+                upcast = AutoencoderKL.load_config(where, subfolder="vae", **options).get("force_upcast", True)
+                exact = torch.float32 if upcast else dtype
+                vae = AutoencoderKL.from_pretrained(where, subfolder="vae", torch_dtype=exact, **weights)
+                unet = UNet2DConditionModel.from_pretrained(where, subfolder="unet", torch_dtype=dtype, **weights)
+                text = CLIPTextModel.from_pretrained(where, subfolder="text_encoder", dtype=dtype, **weights)
+                tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer", **options)
+                config = DDIMScheduler.load_config(where, subfolder="scheduler", **options)
+            except OSError as error:
+                raise ValueError(
+                    f"cannot read {where!r} as a StableDiffusionPipeline: {error}. It is neither a folder here nor, as "
+                    "far as this machine can reach, an id on the Hugging Face hub with safetensors weights; check the "
+                    "spelling, the network, or fetch the folder first"
+                ) from error
+        scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
+        return cls(vae, unet, text, tokenizer, scheduler)
+
+    def save(self, folder: str | os.PathLike[str], half: bool = False) -> None:
+        """Writes a StableDiffusionPipeline folder that ``load`` and diffusers read back.
+
+        Args:
+            folder: a new or empty folder, or an earlier save, which is replaced whole once the new one is written.
+            half: store weights as float16; the model in memory is not changed.
+
+        Raises:
+            ValueError: an adapter is attached, or the folder holds something else.
+        """
+        if any(".lora_A." in name for name, _ in self.named_parameters()):
+            raise ValueError("an adapter is attached; detach it first, and save it with geoseg.lora.save")
+        folder = Path(folder)
+        if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").exists():
+            raise ValueError(f"{folder} is not empty and holds no saved model; choose another folder")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        modules = {"vae": self.vae, "unet": self.unet, "text_encoder": self.text_encoder}
+        if half:
+            modules = {name: copy.deepcopy(module).half() for name, module in modules.items()}
+        pipeline = StableDiffusionPipeline(
+            **modules,
+            tokenizer=self.tokenizer,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch, _quiet():
+            written = Path(scratch) / "new"
+            pipeline.save_pretrained(written, safe_serialization=True)
+            if folder.exists():
+                os.replace(folder, Path(scratch) / "old")
+            os.replace(written, folder)
+
+    @property
+    def codec(self) -> Codec:
+        """The autoencoder, with scale and range taken care of."""
+        return Codec(self.vae)
+
+    @property
+    def multiple(self) -> int:
+        """Sides of a picture must be multiples of this, so that every halving in the network comes out even."""
+        return self.codec.factor * int(2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoising network lives."""
+        return self.unet.conv_in.weight.device
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules that adapters and parameter groups are made for."""
+        return {"unet": self.unet, "text": self.text_encoder}
+
+    def embed(self, prompts: list[str]) -> Tensor:
+        """What the denoising network is told about each prompt.
+
+        Args:
+            prompts: B prompts; "" is the empty condition of classifier-free guidance. Words beyond the tokenizer's
+                length are cut, with a note in the log.
+
+        Returns:
+            float [B, N, D], the text encoder's last hidden state, as in ``StableDiffusionPipeline``.
+        """
+        length = self.tokenizer.model_max_length
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )  # [B, N]
+        for prompt, full in zip(prompts, tokens.attention_mask[:, -1].tolist(), strict=True):
+            if full and prompt not in self._noted:
+                self._noted.add(prompt)
+                pieces = self.tokenizer(prompt, truncation=True, max_length=length, return_overflowing_tokens=True)
+                if len(pieces.input_ids) == 1:
+                    continue  # fits to the last place
+                log.warning("only the first %d tokens of this prompt are used: %r", length - 2, prompt)
+        device = self.text_encoder.get_input_embeddings().weight.device
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask.to(device) if masked else None
+        return self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+
+    def denoise(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        """The denoising network's answer; what it means is the scheduler's prediction type.
+
+        Args:
+            noisy: float [B, C, h, w], C = 4 unless the network reads an image beside the noise.
+            time: int64 [B], or one number for the whole batch.
+            condition: float [B, N, D] from ``embed``.
+
+        Returns:
+            float32 [B, 4, h, w].
+        """
+        dtype = self.unet.conv_in.weight.dtype
+        out = self.unet(noisy.to(dtype), time, encoder_hidden_states=condition.to(dtype), return_dict=False)[0]
+        return out.to(torch.promote_types(out.dtype, torch.float32))
+
+
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    dtype = getattr(torch, name, None) if isinstance(name, str) else name
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {name}")
+    return dtype
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars that transformers and diffusers show for every file they read or write.
+
+    Nor with the notice that diffusers passes an argument that the hub's client no longer heeds.
+    """
+    bars = [transformers.utils.logging, diffusers.utils.logging]
+    shown = [bar for bar in bars if bar.is_progress_bar_enabled()]
+    for bar in shown:
+        bar.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
+            yield
+    finally:
+        for bar in shown:
+            bar.enable_progress_bar()

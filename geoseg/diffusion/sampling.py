@@ -1,0 +1,90 @@
+"""Sampling: from noise, or from a picture with noise added, back to a latent."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(noisy [B, C, h, w], time [] or [B], condition [B, N, D]) to the network's answer [B, 4, h, w]."""
+
+
+def steps_run(steps: int, strength: float) -> int:
+    """How many of ``steps`` are run at a strength: min(int(steps * strength), steps), as diffusers and the web UI.
+
+    >>> steps_run(30, 0.53), steps_run(30, 1.0), steps_run(30, 0.01)
+    (15, 30, 0)
+    """
+    return min(int(steps * strength), steps)
+
+
+def img2img(
+    denoise: Denoiser,
+    scheduler: Any,
+    latent: Tensor,
+    generator: Sequence[torch.Generator],
+    condition: Tensor,
+    negative: Tensor | None = None,
+    guidance: float = 1.0,
+    steps: int = 30,
+    strength: float = 0.5,
+    on_step: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Redraws latents: adds noise for the last part of a schedule, then takes it away step by step (SDEdit).
+
+    One call of the network serves the whole batch and both halves of classifier-free guidance. Nothing waits for the
+    device between steps.
+
+    Args:
+        denoise: the network.
+        scheduler: any diffusers scheduler, new or unused; it holds state while it runs.
+        latent: float32 [B, 4, h, w], scaled as the network expects.
+        generator: one per image, on the CPU; gives first its noise, then what its steps draw.
+        condition: [B, N, D] or [1, N, D].
+        negative: the same for the unconditional half; needed where guidance is above 1.
+        guidance: 1 or less takes the condition alone; above, the answer is moved away from the unconditional one by
+            this factor (Ho and Salimans 2022, arXiv 2207.12598).
+        steps: length of the whole schedule.
+        strength: share of it that is run, (0, 1]; 1 forgets the latent.
+        on_step: told after each call of the network which share of the whole it was, 1 in all.
+
+    Returns:
+        float32 [B, 4, h, w]; ``latent`` itself where the strength leaves no step to run.
+
+    Raises:
+        ValueError: guidance without a negative condition.
+    """
+    guided = guidance > 1
+    if guided and negative is None:
+        raise ValueError(f"guidance {guidance} needs a negative condition; embed the empty prompt for it")
+    batch, run = len(latent), steps_run(steps, strength)
+    if run < 1:
+        if on_step is not None:
+            on_step(1.0)
+        return latent
+    # on the CPU, where a scheduler can look at its times without stopping the device
+    scheduler.set_timesteps(steps, device="cpu")
+    start = (steps - run) * scheduler.order
+    times = scheduler.timesteps[start:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(start)
+    noise = torch.stack([torch.randn(latent.shape[1:], generator=one) for one in generator]).to(latent)
+    noisy = scheduler.add_noise(latent, noise, times[:1].repeat(batch))
+    condition = condition.expand(batch, -1, -1)
+    if guided and negative is not None:
+        condition = torch.cat([negative.expand(batch, -1, -1), condition])
+    options = {"generator": list(generator)} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for time, on_device in zip(times, times.to(latent.device), strict=True):
+        model_input = scheduler.scale_model_input(torch.cat([noisy, noisy]) if guided else noisy, time)
+        answer = denoise(model_input, on_device, condition)
+        if guided:
+            without, with_ = answer.chunk(2)
+            answer = without + guidance * (with_ - without)
+        noisy = scheduler.step(answer, time, noisy, **options, return_dict=False)[0]
+        if on_step is not None:
+            on_step(1 / len(times))
+    return noisy

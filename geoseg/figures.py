@@ -1,0 +1,102 @@
+"""Figures that people want to look at, drawn without a display."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def draw_stages(pictures: Sequence[Mapping[str, Any]], path: Path, note: str = "") -> Path:
+    """One row per profile: the original, every stage in order, and the label (Figure 8 of Zhao and Ma 2025).
+
+    Args:
+        pictures: dicts with ``name``, ``original`` [C, H, W], ``stages`` (name to [3, H, W]) and ``label`` [3, H, W],
+            all in [0, 1].
+        path: a .png to write.
+        note: a line under the figure that says what the numbers stand on.
+    """
+    columns = ["original", *pictures[0]["stages"], "label"]
+    height, width = pictures[0]["label"].shape[-2:]
+    cell = 1.9 if height >= width else 3.2
+    figure = Figure(figsize=(cell * len(columns), cell * height / width * len(pictures) + 0.7), layout="constrained")
+    axes = figure.subplots(len(pictures), len(columns), squeeze=False)
+    for row, picture in zip(axes, pictures, strict=True):
+        shown = [picture["original"], *picture["stages"].values(), picture["label"]]
+        for axis, image in zip(row, shown, strict=True):
+            _show(axis, image)
+        row[0].set_ylabel(picture["name"], fontsize=8)
+    for axis, title in zip(axes[0], columns, strict=True):
+        axis.set_title(title, fontsize=10)
+    figure.supxlabel(note, fontsize=7, color="0.4")
+    return _write(figure, path)
+
+
+def draw_samples(image: Tensor, painted: Tensor, label: Tensor, path: Path) -> Path:
+    """What a method in training makes of a few images: rows original, drawn, label; all [B, C, H, W] in [0, 1]."""
+    rows = {"original": image, "drawn": painted, "label": label}
+    figure = Figure(figsize=(1.7 * len(image) + 0.3, 5.2), layout="constrained")
+    axes = figure.subplots(len(rows), len(image), squeeze=False)
+    for row, (title, pictures) in zip(axes, rows.items(), strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            _show(axis, picture)
+        row[0].set_ylabel(title, fontsize=9)
+    return _write(figure, path)
+
+
+def draw_training(metrics: Path, path: Path) -> Path:
+    """Loss and learning rates against the step (Figures 4 and 5 of Zhao and Ma 2025).
+
+    Args:
+        metrics: a run's metrics.jsonl.
+        path: a .png to write.
+    """
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    loss_axis, rate_axis = figure.subplots(1, 2)
+    steps, losses = _series(lines, "train/loss")
+    loss_axis.plot(steps, losses, lw=0.6, alpha=0.4, color="C0", label="each step")
+    window = max(1, len(losses) // 20)
+    if len(losses) >= window > 1:
+        smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
+        loss_axis.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window} steps")
+    steps, losses = _series(lines, "val/loss")
+    if len(steps):
+        loss_axis.plot(steps, losses, "o-", color="C1", label="validation, fixed noise and timesteps")
+    loss_axis.set(xlabel="step", ylabel="loss", title="loss")
+    loss_axis.legend(fontsize=7)
+    for name in sorted({name for line in lines for name in line if name.startswith("lr/")}):
+        rate_axis.plot(*_series(lines, name), label=name.removeprefix("lr/"))
+    rate_axis.set(xlabel="step", ylabel="learning rate", yscale="log", title="learning rates")
+    rate_axis.legend(fontsize=7)
+    return _write(figure, path)
+
+
+def _series(lines: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(line["step"], line[name]) for line in lines if name in line]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps), np.array(values)
+
+
+def _show(axis: Axes, picture: Tensor) -> None:
+    array = picture.clamp(0, 1).permute(1, 2, 0).numpy()
+    axis.imshow(array.squeeze(-1) if array.shape[-1] == 1 else array, cmap="gray", vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part.png")
+    FigureCanvasAgg(figure)
+    figure.savefig(part, dpi=130)
+    part.replace(path)
+    return path

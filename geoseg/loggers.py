@@ -1,0 +1,174 @@
+"""Where a run's numbers go while it runs: JSON lines always, Weights & Biases beside them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+log = logging.getLogger("geoseg")
+
+
+class JsonLines(Logger):
+    """Appends every set of numbers to ``metrics.jsonl``, one object per line with its step, flushed at once."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.path = Path(folder) / "metrics.jsonl"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+
+    @property
+    def name(self) -> str:
+        return "json"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        numbers = {name: value for name, value in metrics.items() if name != "epoch"}
+        if numbers:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **numbers}) + "\n")
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Configuration is kept in config.yaml instead."""
+
+
+class WandbLogger(Logger):
+    """Weights & Biases that can never slow down or stop a run.
+
+    Offline unless the environment's WANDB_MODE says otherwise. Whatever goes wrong inside wandb, from a dead network to
+    a full disk, is reported once and switches this logger off for the rest of the run.
+
+    Args:
+        folder: where wandb writes its files.
+        run_id: the run's identity, which is its id in wandb too.
+        group: runs of one experiment.
+        title: the name that wandb shows.
+        tags: words to filter by.
+        config: what is shown as the run's configuration; secrets must be taken out before.
+        project: wandb's project.
+        entity: wandb's user or team; None takes the account's default.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run_id: str,
+        group: str,
+        title: str,
+        tags: Sequence[str],
+        config: Mapping[str, Any],
+        project: str = "geoseg",
+        entity: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._run: Any = None
+        self._version = run_id
+        self._safely(lambda: self._start(folder, group, title, tags, config, project, entity))
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        # the stage's own step is a value, since training and test both begin at 0 and wandb's step only grows
+        self._call(lambda run: run.log({**metrics, "step": step}))
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration is given to wandb at the start."""
+
+    def log_pictures(self, name: str, paths: Sequence[Path]) -> None:
+        """Shows picture files."""
+        import wandb
+
+        self._call(lambda run: run.log({f"{name}/{path.stem}": wandb.Image(str(path)) for path in paths}))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Shows a table."""
+        import wandb
+
+        self._call(lambda run: run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}))
+
+    def log_files(self, name: str, kind: str, paths: Sequence[Path]) -> None:
+        """Keeps files as an artifact."""
+        import wandb
+
+        def keep(run: Any) -> None:
+            artifact = wandb.Artifact(name, type=kind)
+            for path in paths:
+                artifact.add_dir(str(path)) if path.is_dir() else artifact.add_file(str(path))
+            run.log_artifact(artifact)
+
+        self._call(keep)
+
+    def close(self, summary: Mapping[str, float]) -> None:
+        """Writes the final scores and ends the wandb run."""
+
+        def end(run: Any) -> None:
+            run.summary.update(dict(summary))
+            run.finish()
+
+        self._call(end)
+        self._run = None
+
+    def _start(
+        self,
+        folder: Path,
+        group: str,
+        title: str,
+        tags: Sequence[str],
+        config: Mapping[str, Any],
+        project: str,
+        entity: str | None,
+    ) -> None:
+        import wandb
+
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # staged artifacts stay beside the run
+        self._run = wandb.init(
+            dir=str(folder),
+            project=project,
+            entity=entity,
+            id=self._version,
+            name=title,
+            group=group,
+            tags=list(tags),
+            config=dict(config),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            resume="allow",
+            reinit="finish_previous",
+            settings=wandb.Settings(
+                silent=True, console="off", init_timeout=15, x_disable_stats=True, disable_git=True, save_code=False
+            ),
+        )
+
+    def _call(self, action: Callable[[Any], None]) -> None:
+        if self._run is not None:
+            self._safely(lambda: action(self._run))
+
+    def _safely(self, action: Callable[[], None]) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # wandb's own advice; what matters reaches the except below
+                action()
+        except Exception as error:  # noqa: BLE001 - whatever wandb does, the run goes on
+            self._run = None
+            log.warning("Weights & Biases is off for the rest of this run: %s", error)

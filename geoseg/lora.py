@@ -1,0 +1,362 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): put in, weighed, saved, loaded and taken out again.
+
+The only place that knows peft. Functions take ``parts``: named modules, "unet" and "text", as
+``LatentDiffusion.parts()`` gives them, and change them in place.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import (
+    convert_state_dict_to_diffusers,
+    convert_state_dict_to_peft,
+    convert_unet_state_dict_to_peft,
+)
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from geoseg.randomness import stream
+
+UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+"""Every linear layer and 1x1 convolution of the transformer blocks, as kohya-ss/sd-scripts networks/lora.py chooses
+them: 192 in Stable Diffusion 1.5."""
+
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""Every linear layer of CLIP's attention and MLP, from the same source: 72 in Stable Diffusion 1.5."""
+
+FILE = "pytorch_lora_weights.safetensors"
+"""The name diffusers looks for in an adapter folder."""
+
+_PREFIX = {"unet": "unet", "text": "text_encoder"}  # what diffusers calls the parts inside a file
+
+
+class LoRA:
+    """The plan of an adapter; ``attach`` carries it out.
+
+    Args:
+        name: how prompts call it, ``<lora:name:1>``; letters, digits, "_" and "-".
+        rank: inner width of the two matrices.
+        alpha: their product counts alpha / rank times.
+        dropout: share of inputs hidden from the adapter while training, 0 to below 1.
+        unet_targets: layers of the denoising network, by the end of their names; empty adds none.
+        text_targets: layers of the text encoder, likewise.
+        seed: start of the Gaussian first matrix (standard deviation 1 / rank); the second starts at zero, so a
+            fresh adapter changes nothing.
+
+    Raises:
+        ValueError: a number out of range or an unusable name.
+    """
+
+    def __init__(
+        self,
+        name: str = "vai1",
+        rank: int = 16,
+        alpha: float = 16,
+        dropout: float = 0.0,
+        unet_targets: Sequence[str] = UNET_TARGETS,
+        text_targets: Sequence[str] = TEXT_TARGETS,
+        seed: int = 0,
+    ) -> None:
+        _check_name(name)
+        if rank < 1:
+            raise ValueError(f"rank must be at least 1, got {rank}")
+        if not alpha > 0:
+            raise ValueError(f"alpha must be above 0, got {alpha}; alpha = rank leaves the product as it is")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        if not unet_targets and not text_targets:
+            raise ValueError("unet_targets and text_targets are both empty; name layers in one, or use no adapter")
+        self.name = name
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.targets = {"unet": tuple(unet_targets), "text": tuple(text_targets)}
+        self.seed = seed
+
+    def attach(self, parts: Mapping[str, nn.Module]) -> None:
+        """Adds the adapter: float32 and trainable; all else in the parts it joins is frozen.
+
+        Raises:
+            ValueError: the name is taken, or a target fits no layer. Nothing has been changed then.
+        """
+        if self.name in adapter_names(parts):
+            raise ValueError(f"an adapter called {self.name!r} is attached already; choose another lora name")
+        wanted = {part: targets for part, targets in self.targets.items() if targets}
+        for part, targets in wanted.items():
+            if part not in parts:
+                raise ValueError(f"there is no part {part!r} to adapt; set {part}_targets to []")
+            layers = {name for name, module in _plain(parts[part]) if isinstance(module, (nn.Linear, nn.Conv2d))}
+            for target in targets:
+                if not any(layer == target or layer.endswith(f".{target}") for layer in layers):
+                    raise ValueError(
+                        f"no linear or convolution layer of {part} is called {target!r}; such as "
+                        f"{sorted({layer.rpartition('.')[2] for layer in layers})} are there"
+                    )
+        for part, targets in wanted.items():
+            config = LoraConfig(
+                r=self.rank,
+                lora_alpha=self.alpha,
+                lora_dropout=self.dropout,
+                target_modules=list(targets),
+                init_lora_weights="gaussian",
+            )
+            _inject(parts[part], self.name, config)
+            for path, layer in _layers(parts[part]):
+                weight = layer.lora_A[self.name].weight
+                if weight.device.type != "meta":
+                    with torch.no_grad():
+                        generator = stream(self.seed, "lora", part, path)
+                        weight.copy_(torch.randn(weight.shape, generator=generator) / self.rank)
+
+
+def adapter_names(parts: Mapping[str, nn.Module]) -> list[str]:
+    """The adapters that are attached to any of the parts, oldest first."""
+    return list(dict.fromkeys(name for part in parts.values() for name in getattr(part, "peft_config", {})))
+
+
+def trainable(parts: Mapping[str, nn.Module]) -> dict[str, list[nn.Parameter]]:
+    """The parameters that want gradients, by part; a part without any is left out."""
+    wanted = {name: [p for p in part.parameters() if p.requires_grad] for name, part in parts.items()}
+    return {name: parameters for name, parameters in wanted.items() if parameters}
+
+
+def set_weight(part: nn.Module, name: str, weight: float) -> None:
+    """Makes the adapter ``name`` count ``weight`` times its alpha / rank in one part.
+
+    Args:
+        part: one module of ``parts``.
+        name: an attached adapter.
+        weight: 1 as trained; 0 switches it off, so that the part answers bit for bit as without it; below 0 the
+            adapter works in reverse.
+
+    Raises:
+        ValueError: no such adapter, or not a finite number.
+    """
+    if name not in adapter_names({"": part}):
+        raise ValueError(f"no adapter {name!r} is attached here, only {adapter_names({'': part})}")
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight of adapter {name!r} must be a finite number, got {weight}")
+    for _, layer in _layers(part):
+        layer.set_scale(name, weight)
+        _activate(layer)
+
+
+@contextmanager
+def weighted(parts: Mapping[str, nn.Module], weights: Mapping[str, Mapping[str, float]]) -> Iterator[None]:
+    """Weighs adapters for a while; whatever happens inside, the weights of before come back.
+
+    Args:
+        parts: where the adapters are attached.
+        weights: adapter name to part name to weight, {"vai1": {"unet": 1.0, "text": 0.5}}. An adapter or part that
+            is not named keeps its weight; a part that the adapter has no layers in is passed over.
+    """
+    layers = [layer for part in parts.values() for _, layer in _layers(part)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for name, by_part in weights.items():
+            for part, weight in by_part.items():
+                if name in adapter_names({part: parts[part]}):
+                    set_weight(parts[part], name, weight)
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
+            _activate(layer)
+
+
+def save(parts: Mapping[str, nn.Module], folder: str | os.PathLike[str], name: str) -> Path:
+    """Writes one adapter as ``pytorch_lora_weights.safetensors``, which diffusers reads too.
+
+    Rank and alpha go into the file; without them a reader would take alpha for the rank. The file appears whole or
+    not at all.
+
+    Args:
+        parts: where the adapter is attached.
+        folder: made when missing; a file of this name in it is replaced.
+        name: which adapter; the file does not hold its name.
+
+    Raises:
+        ValueError: no such adapter.
+    """
+    if name not in adapter_names(parts):
+        raise ValueError(f"no adapter {name!r} to save, only {adapter_names(parts)}")
+    options: dict[str, Any] = {}
+    for part, prefix in _PREFIX.items():
+        module = parts.get(part)
+        if module is None or name not in adapter_names({part: module}):
+            continue
+        state = get_peft_model_state_dict(module, adapter_name=name)
+        if part == "text" and not hasattr(module, "text_model"):
+            # the level that transformers 5 dropped and every other reader expects
+            state = {f"text_model.{key}": value for key, value in state.items()}
+        config = module.peft_config[name].to_dict()
+        options[f"{prefix}_lora_layers"] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        options[f"{prefix}_lora_adapter_metadata"] = {
+            key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+        }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f".{uuid.uuid4().hex}.safetensors"
+    try:
+        StableDiffusionPipeline.save_lora_weights(str(folder), weight_name=scratch.name, **options)
+        with open(scratch, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, folder / FILE)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return folder / FILE
+
+
+def load(parts: Mapping[str, nn.Module], folder: str | os.PathLike[str], name: str) -> None:
+    """Attaches an adapter from a file of this project, of diffusers or of kohya-ss/sd-scripts.
+
+    It arrives in float32 and trainable, with weight 1, and everything else in its parts is frozen.
+
+    Args:
+        parts: where to attach it.
+        folder: holds ``pytorch_lora_weights.safetensors``; or the path of a ``.safetensors`` file.
+        name: what to call it here.
+
+    Raises:
+        ValueError: no file, the name is taken, or the file belongs to another model. Nothing has been changed then.
+    """
+    _check_name(name)
+    path = Path(folder) if Path(folder).suffix == ".safetensors" else Path(folder) / FILE
+    if not path.is_file():
+        raise ValueError(f"there is no adapter file {path}; give the folder that an adapter was saved to")
+    if name in adapter_names(parts):
+        raise ValueError(f"an adapter called {name!r} is attached already; detach it or choose another name")
+    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
+        str(path.parent), weight_name=path.name, local_files_only=True, return_lora_metadata=True
+    )
+    plans: dict[str, tuple[LoraConfig, dict[str, Tensor]]] = {}
+    for part, prefix in _PREFIX.items():
+        mine = {key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")}
+        if not mine:
+            continue
+        if part not in parts:
+            raise ValueError(f"{path} adapts the part {part!r}, which this model lacks")
+        mine = {_here(key, parts[part]): value for key, value in _peft_keys(part, mine).items()}
+        _check_fits(path, part, parts[part], mine)
+        known = {key.removeprefix(f"{prefix}."): v for key, v in (metadata or {}).items() if key.startswith(prefix)}
+        if known:
+            config = LoraConfig(**known)
+        else:
+            kohya = {
+                _here(key.removeprefix(f"{prefix}.").removesuffix(".alpha").partition(".lora")[0], parts[part]): value
+                for key, value in (alphas or {}).items()
+                if key.startswith(f"{prefix}.")
+            }
+            config = _config_of(mine, kohya)
+        plans[part] = (config, mine)
+    if not plans:
+        raise ValueError(f"{path} holds no adapter for {' or '.join(parts)}")
+    for part, (config, mine) in plans.items():
+        _inject(parts[part], name, config)
+        for layer_path, layer in _layers(parts[part]):
+            if name in layer.lora_A:
+                with torch.no_grad():
+                    layer.lora_A[name].weight.copy_(mine[f"{layer_path}.lora_A.weight"])
+                    layer.lora_B[name].weight.copy_(mine[f"{layer_path}.lora_B.weight"])
+
+
+def detach(parts: Mapping[str, nn.Module]) -> None:
+    """Takes every adapter out, so that the parts are the very modules they were before."""
+    for part in parts.values():
+        for path, layer in list(_layers(part)):
+            parent, _, last = path.rpartition(".")
+            setattr(part.get_submodule(parent), last, layer.get_base_layer())
+        if hasattr(part, "peft_config"):
+            del part.peft_config
+
+
+def _check_name(name: str) -> None:
+    # a name that is part of "lora_" would confuse peft's search for its own parameters
+    if not re.fullmatch(r"[\w-]+", name) or name in "lora_":
+        raise ValueError(f"an adapter is named with letters, digits, '_' and '-', and not {name!r}; such as 'vai1'")
+
+
+def _layers(part: nn.Module) -> Iterator[tuple[str, Any]]:
+    for path, module in part.named_modules():
+        if isinstance(module, LoraLayer):
+            yield path, module
+
+
+def _plain(part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules under the names they have without adapters."""
+    for path, module in part.named_modules():
+        if ".lora_" not in path:
+            yield path.replace(".base_layer", ""), module
+
+
+def _activate(layer: Any) -> None:
+    # not peft's set_adapter, which also switches gradients on and off
+    layer._active_adapter = [name for name in layer.lora_A if layer.scaling[name] != 0]
+
+
+def _inject(part: nn.Module, name: str, config: LoraConfig) -> None:
+    training = part.training
+    inject_adapter_in_model(config, part, adapter_name=name)
+    part.requires_grad_(False)
+    for _, layer in _layers(part):
+        if name in layer.lora_A:
+            for matrix in (layer.lora_A[name], layer.lora_B[name]):
+                matrix.float().requires_grad_(True)
+        _activate(layer)
+    part.train(training)  # new modules start in training mode, which would leave dropout on in a frozen model
+
+
+def _peft_keys(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """File keys as "layer.lora_A.weight", whichever of the formats that diffusers has had they are in."""
+    if all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in state):
+        return state
+    if part == "unet":
+        return convert_unet_state_dict_to_peft(state)
+    return convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
+
+
+def _here(key: str, part: nn.Module) -> str:
+    return key if hasattr(part, "text_model") else key.removeprefix("text_model.")
+
+
+def _check_fits(path: Path, part: str, module: nn.Module, state: dict[str, Tensor]) -> None:
+    layers = dict(_plain(module))
+    for key, value in state.items():
+        name, _, side = key.rpartition(".lora_")
+        layer = layers.get(name)
+        weight = getattr(layer, "weight", None)
+        # A reads the layer's input, B writes its output; kernels of a convolution follow
+        expected = None if weight is None else (weight.shape[1] if side == "A.weight" else weight.shape[0])
+        found = value.shape[1] if side == "A.weight" else value.shape[0]
+        if expected is None or expected != found:
+            what = "no such layer is there" if expected is None else f"{expected} channels are there"
+            raise ValueError(
+                f"{path} was trained on another model: for {part} it holds {key} with {found} channels, but {what}; "
+                "load the checkpoint it was trained on"
+            )
+
+
+def _config_of(state: dict[str, Tensor], alphas: Mapping[str, float]) -> LoraConfig:
+    """The plan of a file that does not state it: ranks from its shapes, alpha = rank where nothing else is known."""
+    suffix = ".lora_A.weight"
+    ranks = {key.removesuffix(suffix): value.shape[0] for key, value in state.items() if key.endswith(suffix)}
+    scales = {layer: float(alphas.get(layer, rank)) for layer, rank in ranks.items()}
+    rank, alpha = next(iter(ranks.values())), next(iter(scales.values()))
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(ranks),
+        rank_pattern={layer: value for layer, value in ranks.items() if value != rank},
+        alpha_pattern={layer: value for layer, value in scales.items() if value != alpha},
+    )

@@ -1,0 +1,221 @@
+"""Every score of a label map, from one confusion matrix per image.
+
+Counts add up exactly: over batches, over processes, and from images to the data set. A class that occurs neither in the
+target nor in the prediction is left out of a mean; it counts neither as 0 nor as 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from geoseg.metrics.boundary import BoundaryCounts, boundary_counts, boundary_f1
+from geoseg.metrics.matching import apply_matching, best_matching
+from geoseg.types import IGNORE
+
+
+def confusion(labels: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Counts how often each predicted class meets each target class, image by image.
+
+    Args:
+        labels: int [B, *space], predicted classes in 0..K-1; not looked at where the target is ignored.
+        target: int [B, *space] in 0..K-1, 255 = ignore.
+        num_classes: K.
+
+    Returns:
+        int64 [B, K, K]; rows = target, columns = predicted.
+
+    Raises:
+        ValueError: shapes differ, a tensor holds no class indices, or a class is out of range.
+
+    >>> confusion(torch.tensor([[0, 1, 1]]), torch.tensor([[0, 0, 255]]), 2).tolist()
+    [[[1, 1], [0, 0]]]
+    """
+    if labels.shape != target.shape or not labels.ndim:
+        raise ValueError(
+            f"labels and target must have one shape [B, *space], got {list(labels.shape)} and {list(target.shape)}"
+        )
+    for name, value in (("labels", labels), ("target", target)):
+        if value.is_floating_point():
+            raise ValueError(f"{name} must be class indices, got {value.dtype}; take probs.argmax(1) or .long()")
+    keep = target != IGNORE
+    image = torch.arange(len(labels), device=labels.device).view(-1, *[1] * (labels.ndim - 1)).expand_as(labels)[keep]
+    predicted, true = labels[keep].long(), target[keep].long()
+    for name, value in (("labels", predicted), ("target", true)):
+        if value.numel() and (int(value.min()) < 0 or int(value.max()) >= num_classes):
+            raise ValueError(
+                f"{name} holds classes {int(value.min())}..{int(value.max())}, wanted 0..{num_classes - 1} "
+                f"({IGNORE} = ignore in the target); set num_classes to the number of classes of the data"
+            )
+    cell = (image * num_classes + true) * num_classes + predicted
+    counts = torch.bincount(cell, minlength=len(labels) * num_classes**2)
+    return counts.view(len(labels), num_classes, num_classes)
+
+
+def iou(counts: Tensor) -> Tensor:
+    """Intersection over union of every class.
+
+    Args:
+        counts: [..., K, K]; rows = target, columns = predicted.
+
+    Returns:
+        float64 [..., K] in [0, 1]; nan for a class absent from both target and prediction.
+
+    >>> iou(torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]])).tolist()
+    [0.75, 0.6666666666666666, nan]
+    """
+    both = counts.diagonal(dim1=-2, dim2=-1).double()
+    return both / (counts.sum(-1) + counts.sum(-2) - both)  # 0 / 0 is nan, as wanted
+
+
+def dice(counts: Tensor) -> Tensor:
+    """Dice score (F1) of every class; arguments and result as for ``iou``."""
+    both = counts.diagonal(dim1=-2, dim2=-1).double()
+    return 2 * both / (counts.sum(-1) + counts.sum(-2))
+
+
+def pixel_accuracy(counts: Tensor) -> Tensor:
+    """Share of pixels with the right class.
+
+    Args:
+        counts: [..., K, K].
+
+    Returns:
+        float64 [...] in [0, 1]; nan where every pixel is ignored.
+    """
+    return counts.diagonal(dim1=-2, dim2=-1).sum(-1).double() / counts.sum((-2, -1))
+
+
+def mean_accuracy(counts: Tensor) -> Tensor:
+    """Share of a class's pixels that were found, averaged over the classes of the target (mPA).
+
+    Args:
+        counts: [..., K, K].
+
+    Returns:
+        float64 [...] in [0, 1]; nan where every pixel is ignored.
+    """
+    return (counts.diagonal(dim1=-2, dim2=-1).double() / counts.sum(-1)).nanmean(-1)
+
+
+class SegmentationScore(Metric):
+    """IoU, Dice, accuracy and boundary F1 of label maps, for the data set and image by image, higher is better.
+
+    ``compute`` gives ``iou/mean``, ``dice/mean``, ``accuracy/pixel``, ``accuracy/mean``, ``boundary_f1/mean`` and
+    ``iou/class_<k>``, and each again under ``matched/`` after the predicted classes got the names that fit the target
+    best; a method that was never told the names is to be judged by those. The counts of all images are added up
+    before a score is taken of them. ``iou/class_<k>`` is nan for an absent class, ``mean`` leaves it out.
+
+    Args:
+        num_classes: K.
+        radius: tolerance of the boundary score in pixels.
+        matching: "dataset" finds one matching for all images (as PiCIE and STEGO do); "image" finds one for each (as
+            DiffSeg does), which is more lenient.
+
+    Raises:
+        ValueError: an unknown matching.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    counts: list[Tensor]
+    hits_pred: list[Tensor]
+    total_pred: list[Tensor]
+    hits_target: list[Tensor]
+    total_target: list[Tensor]
+
+    def __init__(self, num_classes: int, radius: int = 2, matching: str = "dataset", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if matching not in ("dataset", "image"):
+            raise ValueError(f"matching must be 'dataset' or 'image', got {matching!r}")
+        self.num_classes = num_classes
+        self.radius = radius
+        self.matching = matching
+        for name in ("counts", *BoundaryCounts._fields):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, labels: Tensor, target: Tensor) -> None:
+        """Counts a batch.
+
+        Args:
+            labels: int [B, H, W], predicted classes in 0..K-1.
+            target: int [B, H, W] in 0..K-1, 255 = ignore.
+
+        Raises:
+            ValueError: as ``confusion`` and ``boundary_counts`` say.
+        """
+        labels = labels.to(target.device)
+        self.counts.append(confusion(labels, target, self.num_classes))
+        for name, value in boundary_counts(labels, target, self.num_classes, self.radius)._asdict().items():
+            getattr(self, name).append(value)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The scores of the data set, float64 scalars in [0, 1]."""
+        counts, edges = self._counts()
+        plain = _scores(counts.sum(0), _total(edges))
+        counts, edges = _matched(counts, edges, self.mapping())
+        return {**plain, **_prefixed("matched/", _scores(counts.sum(0), _total(edges)))}
+
+    def per_image(self) -> dict[str, list[float]]:
+        """The same scores for every image, in the order of updates; means are over the classes of that image.
+
+        Among several processes it holds the images of all of them, one process after the other; call it on all.
+        """
+        with self.sync_context():
+            counts, edges = self._counts()
+            matching = self.mapping()
+        plain = _scores(counts, edges)
+        scores = {**plain, **_prefixed("matched/", _scores(*_matched(counts, edges, matching)))}
+        return {name: value.tolist() for name, value in scores.items()}
+
+    def mapping(self) -> Tensor:
+        """The matching of all images counted here: int64 [K], or [N, K] for ``matching="image"``.
+
+        Predicted class j means target class ``mapping()[j]``; see ``best_matching``.
+        """
+        counts, _ = self._counts()
+        if self.matching == "dataset":
+            return best_matching(counts.sum(0))
+        return torch.stack([best_matching(image) for image in counts])
+
+    def _counts(self) -> tuple[Tensor, BoundaryCounts]:
+        if isinstance(self.counts, list) and not self.counts:
+            raise ValueError("no image was scored yet; call update(labels, target) before asking for scores")
+        # on the CPU, since some devices have no float64 and the matching is found there anyway
+        counts, *edges = (dim_zero_cat(getattr(self, name)).cpu() for name in ("counts", *BoundaryCounts._fields))
+        return counts, BoundaryCounts(*edges)
+
+
+def _total(edges: BoundaryCounts) -> BoundaryCounts:
+    return BoundaryCounts(*(value.sum(0) for value in edges))
+
+
+def _matched(counts: Tensor, edges: BoundaryCounts, matching: Tensor) -> tuple[Tensor, BoundaryCounts]:
+    edges = edges._replace(
+        hits_pred=apply_matching(edges.hits_pred, matching),
+        total_pred=apply_matching(edges.total_pred.unsqueeze(-2), matching).squeeze(-2),
+        hits_target=apply_matching(edges.hits_target, matching),
+    )
+    return apply_matching(counts, matching), edges
+
+
+def _scores(counts: Tensor, edges: BoundaryCounts) -> dict[str, Tensor]:
+    per_class = iou(counts)  # [..., K]
+    return {
+        "iou/mean": per_class.nanmean(-1),
+        "dice/mean": dice(counts).nanmean(-1),
+        "accuracy/pixel": pixel_accuracy(counts),
+        "accuracy/mean": mean_accuracy(counts),
+        "boundary_f1/mean": boundary_f1(edges).nanmean(-1),
+        **{f"iou/class_{k}": value for k, value in enumerate(per_class.unbind(-1))},
+    }
+
+
+def _prefixed(prefix: str, scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in scores.items()}

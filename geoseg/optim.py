@@ -1,0 +1,110 @@
+"""Optimizers and learning-rate schedules; the only place that knows bitsandbytes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Groups = Sequence[Mapping[str, Any]]
+"""Parameter groups: "params", their "lr" and a "name" to log it under."""
+
+
+def adamw(
+    groups: Groups, weight_decay: float = 0.01, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101), a learning rate per group.
+
+    Raises:
+        ValueError: a group without parameters or without a learning rate.
+    """
+    return torch.optim.AdamW(_checked(groups), weight_decay=weight_decay, betas=_pair(betas), eps=eps)
+
+
+def adamw8bit(
+    groups: Groups,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    min_8bit_size: int = 4096,
+) -> Optimizer:
+    """AdamW with its two running means in 8 bits (Dettmers et al. 2021, arXiv 2110.02861), a learning rate per group.
+
+    Args:
+        groups: see ``Groups``.
+        weight_decay: see ``adamw``.
+        betas: see ``adamw``.
+        eps: see ``adamw``.
+        min_8bit_size: tensors with fewer elements keep 32-bit means; 4096 is the library's value.
+
+    Raises:
+        ValueError: bitsandbytes is not installed, or a group lacks something.
+    """
+    checked = _checked(groups)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError("adamw8bit needs bitsandbytes: pip install bitsandbytes, or choose adamw") from error
+    return AdamW8bit(checked, weight_decay=weight_decay, betas=_pair(betas), eps=eps, min_8bit_size=min_8bit_size)
+
+
+def constant(optimizer: Optimizer, steps: int, warmup: int = 0) -> LambdaLR:
+    """The same rate throughout, after a straight rise.
+
+    Args:
+        optimizer: its rates are the full ones.
+        steps: length of the training.
+        warmup: step i below this has i / warmup of the full rate, so the first has none.
+
+    Raises:
+        ValueError: no steps, or a warm-up that does not fit in them.
+    """
+    _check_steps(steps, warmup)
+    return LambdaLR(optimizer, lambda step: _rise(step, warmup))
+
+
+def cosine(optimizer: Optimizer, steps: int, warmup: int = 0) -> LambdaLR:
+    """From the full rate to 0 along half a cosine, after a straight rise; arguments and errors as in ``constant``."""
+    _check_steps(steps, warmup)
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return _rise(step, warmup)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / (steps - warmup))))
+
+    return LambdaLR(optimizer, share)
+
+
+def _rise(step: int, warmup: int) -> float:
+    return min(1.0, step / warmup) if warmup else 1.0
+
+
+def _check_steps(steps: int, warmup: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a schedule needs at least one step, got {steps}")
+    if not 0 <= warmup < steps:
+        raise ValueError(f"warmup must be from 0 to below the {steps} steps of the training, got {warmup}")
+
+
+def _checked(groups: Groups) -> list[dict[str, Any]]:
+    checked = []
+    for group in groups:
+        given = {**group, "params": list(group.get("params", ()))}
+        if not given["params"] or "lr" not in given:
+            raise ValueError(
+                f"every parameter group needs params and an lr, got {sorted(group)} with {len(given['params'])} "
+                f"parameters for {group.get('name', 'a group')!r}; make something trainable (an adapter) first"
+            )
+        checked.append(given)
+    if not checked:
+        raise ValueError("nothing to train: there is no parameter group; make something trainable (an adapter) first")
+    return checked
+
+
+def _pair(betas: Sequence[float]) -> tuple[float, float]:
+    first, second = betas
+    return float(first), float(second)

@@ -1,0 +1,110 @@
+"""Progress bars that any floor may advance without knowing who shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class _Rate(ProgressColumn):
+    """Units per second, or seconds per unit where that reads better."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        unit = task.fields.get("unit", "")
+        if not speed:
+            return Text("", style="progress.data.speed")
+        text = f"{speed:.1f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{unit}"
+        return Text(text, style="progress.data.speed")
+
+
+class _Count(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        total = "?" if task.total is None else f"{task.total:.0f}"
+        return Text(f"{task.completed:.0f}/{total} {task.fields.get('unit', '')}", style="progress.download")
+
+
+@dataclass
+class _Display:
+    bars: Progress
+    title: str = ""
+    total: float | None = None
+    tasks: dict[str, TaskID] = field(default_factory=dict)
+
+
+_display: ContextVar[_Display | None] = ContextVar("geoseg_progress", default=None)
+_factor: ContextVar[float] = ContextVar("geoseg_progress_factor", default=1.0)
+
+
+@contextmanager
+def display(enabled: bool = True, console: Console | None = None) -> Iterator[None]:
+    """Shows the bars that code inside expects and advances; on a dumb terminal only their last state is printed."""
+    if not enabled:
+        yield
+        return
+    columns = (
+        TextColumn("{task.description:<26}"),
+        BarColumn(),
+        _Count(),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        token = _display.set(_Display(bars))
+        try:
+            yield
+        finally:
+            _display.reset(token)
+
+
+@contextmanager
+def scale(factor: float) -> Iterator[None]:
+    """Multiplies every advance inside, so that n tiles of one image count as one image."""
+    token = _factor.set(_factor.get() * factor)
+    try:
+        yield
+    finally:
+        _factor.reset(token)
+
+
+def section(title: str, total: float | None = None) -> None:
+    """Begins a new part of the work, whose bars carry ``title`` and, unless announced otherwise, ``total`` units."""
+    shown = _display.get()
+    if shown is not None:
+        shown.title, shown.total, shown.tasks = title, total, {}
+
+
+def expect(name: str, total: float | None, unit: str = "image") -> None:
+    """Announces a bar called ``name`` with ``total`` units to come; a second call adds to the total."""
+    shown = _display.get()
+    if shown is None:
+        return
+    if name in shown.tasks:
+        bar = shown.bars.tasks[shown.bars.task_ids.index(shown.tasks[name])]
+        shown.bars.update(bar.id, total=(bar.total or 0) + (total or 0))
+    else:
+        title = f"{shown.title}: {name}" if shown.title else name
+        shown.tasks[name] = shown.bars.add_task(title, total=total, unit=unit, note="")
+
+
+def advance(name: str, amount: float = 1.0) -> None:
+    """Moves the bar ``name`` on, and shows it where this is its first move; does nothing outside a display."""
+    shown = _display.get()
+    if shown is not None:
+        if name not in shown.tasks:
+            expect(name, shown.total)
+        shown.bars.advance(shown.tasks[name], amount * _factor.get())
+
+
+def note(name: str, text: str) -> None:
+    """Writes ``text`` behind the bar ``name``, such as the current loss."""
+    shown = _display.get()
+    if shown is not None and name in shown.tasks:
+        shown.bars.update(shown.tasks[name], note=text)

@@ -1,0 +1,170 @@
+"""Records as tables: on the terminal, and as results.csv for the folder of an experiment."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from geoseg.record import read_record, write_atomically
+
+DICE = {
+    "dice_loss/original_label": "original\nlabel",
+    "dice_loss/original_generated": "original\ngenerated",
+    "dice_loss/label_generated": "label\ngenerated",
+}
+"""The paper's three soft Dice losses on grey intensities."""
+
+CLASS = {
+    "iou/mean": "mean\nIoU",
+    "dice/mean": "mean\nDice",
+    "accuracy/pixel": "pixel\naccuracy",
+    "boundary_f1/mean": "boundary\nF1, 2 px",
+}
+"""Scores of the label map, each also after matching."""
+
+
+def rows(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    """A record's table rows: its stages in order, or the one answer of a method without stages."""
+    if record["stages"]:
+        return [(stage, scores) for stage, scores in record["stages"].items()]
+    return [(record["method"], record["scores"])]
+
+
+def main_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of a run: controls, the main method's stages, and the rivals; the main method's record comes first."""
+    first, *rivals = records
+    controls = [record for record in rivals if not record["given"]["labels"]]
+    trained = [record for record in rivals if record["given"]["labels"]]
+    table = Table(
+        title=f"{first['experiment']}, seed {first['seed']}: {len(first['data']['test'])} test profiles, "
+        f"checkpoints={first['checkpoints']['kind']}",
+        caption="Dice loss on grey intensities, ↓ lower is better. Label map: first line as drawn, second line after the "
+        "best one-to-one matching of classes, ↑ higher is better.",
+        box=box.SIMPLE,
+    )
+    table.add_column("method")
+    table.add_column("trained on")
+    for title in DICE.values():
+        table.add_column(f"Dice loss\n{title} ↓", justify="right")
+    for title in CLASS.values():
+        table.add_column(f"{title} ↑", justify="right")
+    for record in [*controls, first, *trained]:
+        for i, (name, scores) in enumerate(rows(record) if record is first else [last_row(record)]):
+            drawn = [_number(scores, f"test/{score}") for score in CLASS]
+            matched = [_number(scores, f"test/matched/{score}") for score in CLASS]
+            table.add_row(
+                name,
+                given(record) if i == 0 or record is not first else "",
+                *(_number(scores, f"test/{loss}") for loss in DICE),
+                *(f"{a}\n{b}" for a, b in zip(drawn, matched, strict=True)),
+            )
+    return table
+
+
+def last_row(record: Mapping[str, Any]) -> tuple[str, Mapping[str, float]]:
+    """The answer of a rival under its own name."""
+    return record["method"], record["scores"]
+
+
+def given(record: Mapping[str, Any]) -> str:
+    """What a method was given, in words."""
+    labels, images = record["given"]["labels"], record["given"]["images"]
+    if not labels:
+        return "nothing"
+    maps = f"{labels} label map{'s' * (labels > 1)}"
+    return f"{maps}\nand their profiles" if images else f"{maps} alone"
+
+
+def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Console | None = None) -> None:
+    """Prints the table of a run and where everything was written."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(width=max(120, console.width), file=console.file)
+    console.print(main_table(records))
+    first = records[0]
+    fits = folder.parent.parent / "fits" / str(first["fit_id"])
+    lines = {"record": folder / "record.json"}
+    lines |= {"adapter": fits / file for file in first.get("adapter", [])}
+    lines |= {f"figure {Path(figure).stem}": folder / figure for figure in first.get("figures", [])}
+    minutes = sum(sum(record["minutes"].values()) for record in records)
+    for what, path in lines.items():
+        console.print(f"{what:<16} {path}", soft_wrap=True, highlight=False)
+    console.print(f"{'minutes':<16} {minutes:.1f} in all, {first['minutes']['fit']:.1f} of them training the adapter")
+
+
+COLUMNS = (
+    "run_id",
+    "experiment",
+    "method",
+    "stage",
+    "data",
+    "num_train",
+    "train",
+    "seed",
+    "checkpoints",
+    "status",
+    "commit",
+    "device",
+    "minutes",
+)
+
+
+def result_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A record as rows of results.csv, one per stage and one for the answer of a method without stages."""
+    facts = {
+        "run_id": record["run_id"],
+        "experiment": record["experiment"],
+        "method": record["method"],
+        "data": record["data"]["name"],
+        "num_train": record["num_train"],
+        "train": " ".join(record["data"]["train"]),
+        "seed": record["seed"],
+        "checkpoints": record["checkpoints"]["kind"],
+        "status": record["status"],
+        "commit": record["commit"],
+        "device": record["device"],
+        "minutes": round(sum(record.get("minutes", {}).values()), 3),
+    }
+    if record["status"] != "done":
+        return [{**facts, "stage": ""}]
+    made = []
+    for stage, scores in rows(record):
+        numbers = {name.removeprefix("test/"): value for name, value in scores.items() if name.startswith("test/")}
+        made.append({**facts, "stage": stage if record["stages"] else "", **numbers})
+    return made
+
+
+def collect(folders: Iterable[Path]) -> list[dict[str, Any]]:
+    """Every record below the given folders, sorted by experiment, method, seed and identity."""
+    found = []
+    for folder in folders:
+        for path in sorted(folder.rglob("record.json")):
+            record = read_record(path.parent)
+            assert record is not None
+            found.append(record)
+    return sorted(found, key=lambda r: (r["experiment"], r["method"], r["data"]["train"], r["seed"], r["run_id"]))
+
+
+def write_results(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Writes results.csv from records."""
+    lines = [row for record in records for row in result_rows(record)]
+    scores = sorted({name for row in lines for name in row} - set(COLUMNS))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*COLUMNS, *scores], lineterminator="\n")
+    writer.writeheader()
+    for row in lines:
+        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+    write_atomically(path, text.getvalue())
+    return path
+
+
+def _number(scores: Mapping[str, float | None], name: str) -> str:
+    value = scores.get(name)
+    return "-" if value is None else f"{value:.3f}"

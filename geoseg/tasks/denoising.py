@@ -1,0 +1,209 @@
+"""The denoising task: teaching a latent diffusion model to draw label maps, or anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from geoseg import lora, progress
+from geoseg.data.crops import pad_to, pad_to_multiple, random_corner
+from geoseg.data.module import SameShape, Split
+from geoseg.diffusion.latent_diffusion import LatentDiffusion
+from geoseg.diffusion.objectives import Objective
+from geoseg.lora import LoRA
+from geoseg.palette import Palette
+from geoseg.randomness import stream
+from geoseg.tasks.task import Task
+
+
+class Latents(Dataset[dict[str, Any]]):
+    """The pictures of a split as latents, encoded once, with noise and timestep looked up per visit.
+
+    Item (index, visit) holds ``latent`` and ``noise`` [4, h, w], ``time`` int64 [], ``caption`` and ``name``.
+
+    Args:
+        moments: mean and standard deviation of every picture's latent, each [4, h, w]; for a flipped copy, [2, 4, h, w].
+        captions: words of every picture.
+        names: sample ids.
+        crop: side of the latent square that is cut out per visit.
+        timesteps: length of the noise schedule.
+        visits: for validation, how many fixed timesteps are spread over the schedule; None draws them at random.
+        drop_caption: share of visits with empty words, which classifier-free guidance needs.
+        noise_offset: size of a constant per channel that is added to the noise.
+        seed: key of all randomness.
+    """
+
+    def __init__(
+        self,
+        moments: Sequence[tuple[Tensor, Tensor]],
+        captions: Sequence[str],
+        names: Sequence[str],
+        crop: int,
+        timesteps: int,
+        visits: int | None,
+        drop_caption: float,
+        noise_offset: float,
+        seed: int,
+    ) -> None:
+        self.moments, self.captions, self.names = moments, captions, names
+        self.crop, self.timesteps, self.visits = crop, timesteps, visits
+        self.drop_caption, self.noise_offset, self.seed = drop_caption, noise_offset, seed
+
+    def __len__(self) -> int:
+        return len(self.moments)
+
+    def __getitem__(self, where: tuple[int, int]) -> dict[str, Any]:
+        index, visit = where
+        phase = "train" if self.visits is None else "validation"
+        generator = stream(self.seed, "denoising", phase, index, visit)
+        mean, std = self.moments[index]
+        if mean.ndim == 4:  # the picture and its mirror image
+            side = int(torch.randint(2, (), generator=generator))
+            mean, std = mean[side], std[side]
+        top, left = random_corner(mean.shape[-2], mean.shape[-1], self.crop, generator)
+        here = (slice(None), slice(top, top + self.crop), slice(left, left + self.crop))
+        mean, std = mean[here].float(), std[here].float()
+        latent = mean + std * torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=generator)
+        noise = noise + self.noise_offset * torch.randn(mean.shape[0], 1, 1, generator=generator)
+        if self.visits is None:
+            time = torch.randint(self.timesteps, (), generator=generator)
+        else:
+            time = torch.tensor(int((visit + 0.5) / self.visits * self.timesteps))
+        dropped = self.visits is None and float(torch.rand((), generator=generator)) < self.drop_caption
+        return {
+            "latent": latent,
+            "noise": noise,
+            "time": time,
+            "caption": "" if dropped else self.captions[index],
+            "name": self.names[index],
+        }
+
+
+class DenoisingTask(Task):
+    """Trains a latent diffusion model, or the adapter in it, to predict the noise of noisy pictures.
+
+    Args:
+        model: the diffusion model; its autoencoder stays frozen.
+        palette: paints label maps, where ``paint`` is on.
+        adapter: the LoRA attached to ``model``, or None to train all of UNet and text encoder.
+        paint: learn painted label maps (the profiles are never looked at); off: learn the images themselves.
+        caption: words for every picture; None takes each sample's own.
+        crop: side of the training square in pixels, a multiple of what the model can halve.
+        flip: also learn the mirror image of every picture.
+        drop_caption: share of visits with empty words, in [0, 1).
+        min_snr_gamma: caps the weight of easy timesteps (Hang et al. 2023 use 5); None weighs all alike.
+        noise_offset: adds a constant per channel to the noise, so that overall brightness is learnt too.
+        seed: key of all randomness.
+        task: what every task needs, see ``Task``.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        palette: Palette | None,
+        adapter: LoRA | None,
+        seed: int,
+        paint: bool = True,
+        caption: str | None = None,
+        crop: int = 512,
+        flip: bool = False,
+        drop_caption: float = 0.0,
+        min_snr_gamma: float | None = None,
+        noise_offset: float = 0.0,
+        **task: Any,
+    ) -> None:
+        parts = model.parts()
+        if adapter is None:
+            groups = {name: list(part.parameters()) for name, part in parts.items()}
+        else:
+            groups = lora.trainable(parts)
+        super().__init__(groups=groups, seed=seed, **task)
+        if crop % model.multiple:
+            raise ValueError(f"method.task.crop must be a multiple of {model.multiple} for this model, got {crop}")
+        if paint and palette is None:
+            raise ValueError("method.task.paint=true needs a data set with classes; use paint=false to learn its images")
+        if not 0 <= drop_caption < 1:
+            raise ValueError(f"method.task.drop_caption must lie in [0, 1), got {drop_caption}")
+        self.model, self.palette, self.adapter = model, palette, adapter
+        self.paint, self.caption, self.crop, self.flip = paint, caption, crop, flip
+        self.drop_caption, self.noise_offset = drop_caption, noise_offset
+        self.objective = Objective.of(model.scheduler.config, min_snr_gamma=min_snr_gamma)
+        self._embeddings: dict[str, Tensor] = {}
+
+    def view(self, split: Split, training: bool) -> Latents:
+        moments = self._encode(split)
+        captions = [self.caption if self.caption is not None else split[i]["caption"] for i in range(len(split))]
+        return Latents(
+            moments,
+            captions,
+            split.names,
+            crop=self.crop // self.model.codec.factor,
+            timesteps=self.model.scheduler.config.num_train_timesteps,
+            visits=None if training else self.fit.validation_visits,
+            drop_caption=self.drop_caption,
+            noise_offset=self.noise_offset,
+            seed=self.seed,
+        )
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        latent, time = batch["latent"], batch["time"]
+        noise = batch["noise"]
+        noisy = self.objective.add_noise(latent, noise, time)
+        predicted = self.model.denoise(noisy, time, self._condition(batch["caption"]))
+        error = (predicted.float() - self.objective.target(latent, noise, time)).square().mean(dim=(1, 2, 3))
+        return error * self.objective.weight(time) if self.training else error
+
+    def save(self, folder: Path) -> list[Path]:
+        if self.adapter is None:
+            self.model.save(folder)
+            return [folder]
+        return [lora.save(self.model.parts(), folder, self.adapter.name)]
+
+    def load(self, folder: Path) -> None:
+        """Puts back what ``save`` wrote."""
+        if self.adapter is None:
+            raise ValueError(f"a whole model is loaded by checkpoints=local checkpoints.path={folder}")
+        lora.load(self.model.parts(), folder, self.adapter.name)
+
+    @torch.no_grad()
+    def _encode(self, split: Split, batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
+        """Latent moments of every picture in the split, kept as fp16 on the CPU; nothing frozen is computed twice."""
+        moments: list[tuple[Tensor, Tensor]] = []
+        progress.expect("encoding", len(split), unit="picture")
+        for batch in SameShape(split, batch_size):
+            pictures = torch.stack([self._picture(split[i]) for i in batch])
+            mean, std = self._moments(pictures)
+            if self.flip:
+                mirror = self._moments(pictures.flip(-1))
+                mean, std = torch.stack([mean, mirror[0]], 1), torch.stack([std, mirror[1]], 1)
+            moments += list(zip(mean, std, strict=True))
+            progress.advance("encoding", len(batch))
+        return moments
+
+    def _moments(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = self.model.codec.moments(pictures.to(self.device))
+        return mean.half().cpu().clone(), std.half().cpu().clone()
+
+    def _picture(self, item: dict[str, Any]) -> Tensor:
+        """What is to be learnt of a sample, [3, H, W] in [0, 1], large enough for the square."""
+        if self.paint:
+            assert self.palette is not None
+            picture = self.palette.paint(item["target"][None])[0]
+        else:
+            picture = item["image"].expand(3, -1, -1)
+        return pad_to_multiple(pad_to(picture, self.crop, self.crop), self.model.multiple)
+
+    def _condition(self, captions: list[str]) -> Tensor:
+        if "text" in self.groups:
+            return self.model.embed(captions)
+        unread = sorted({caption for caption in captions if caption not in self._embeddings})
+        if unread:  # a frozen text encoder reads every caption once
+            with torch.no_grad():
+                self._embeddings.update(zip(unread, self.model.embed(unread), strict=True))
+        return torch.stack([self._embeddings[caption] for caption in captions])

@@ -1,0 +1,127 @@
+"""The evaluation task: every method, trained or not, is scored by the same few lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from geoseg.metrics.intensity import IntensityDice
+from geoseg.metrics.score import SegmentationScore
+from geoseg.palette import Palette
+from geoseg.randomness import stream
+from geoseg.types import Batch, Prediction, Predictor
+
+
+class EvaluationTask(pl.LightningModule):
+    """Predicts the test set once and scores the answer and every stage on the way to it.
+
+    After ``Trainer.test``, ``scores`` holds flat names to numbers, ``per_unit`` the same per image, ``stages`` the
+    scores of each named intermediate picture, ``seconds`` the time spent predicting, ``facts`` the mean of every fact and ``pictures`` the first few images
+    with all their stages.
+
+    Args:
+        predictor: the method.
+        palette: paints labels and reads paintings.
+        seed: together with an image's name the only source of its randomness.
+        keep: number of images whose pictures are kept for the figure.
+        score: builds the class scores from the number of classes.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        palette: Palette,
+        seed: int,
+        keep: int = 6,
+        score: Callable[..., Metric] = SegmentationScore,
+    ) -> None:
+        super().__init__()
+        self.predictor, self.palette, self.seed, self.keep = predictor, palette, seed, keep
+        self._score = score
+        self._meters = nn.ModuleDict()
+        self._facts: dict[str, list[Tensor]] = {}
+        self.scores: dict[str, float] = {}
+        self.per_unit: dict[str, list[float]] = {}
+        self.stages: dict[str, dict[str, float]] = {}
+        self.stages_per_unit: dict[str, dict[str, list[float]]] = {}
+        self.facts: dict[str, float] = {}
+        self.pictures: list[dict[str, Any]] = []
+        self.names: list[str] = []
+        self.seconds = 0.0
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        image, target = batch["image"], batch["target"]
+        started = time.perf_counter()
+        prediction = self.predictor.predict(image, [stream(self.seed, "predict", name) for name in batch["name"]])
+        self.seconds += time.perf_counter() - started
+        label_picture = self.palette.paint(target)
+        answer = prediction.painted if prediction.painted is not None else self.palette.paint(prediction.labels)
+        self._meter("answer")(prediction.labels, target, image, answer, label_picture)
+        for stage, picture in prediction.stages.items():
+            labels = self.palette.decode(picture).argmax(1)
+            self._meter(stage)(labels, target, image, picture, label_picture)
+        for fact, values in prediction.facts.items():
+            self._facts.setdefault(fact, []).append(values.float().cpu())
+        self.names += batch["name"]
+        self._remember(batch, prediction, answer, label_picture)
+
+    def on_test_epoch_end(self) -> None:
+        self.facts = {fact: float(torch.cat(values).mean()) for fact, values in self._facts.items()}
+        for stage, meter in self._meters.items():
+            scores, per_unit = meter.results()
+            if stage == "answer":
+                self.scores = {f"test/{name}": value for name, value in scores.items()}
+                self.per_unit = {f"test/{name}": values for name, values in per_unit.items()}
+            else:
+                self.stages[_spaced(stage)] = {f"test/{name}": value for name, value in scores.items()}
+                self.stages_per_unit[_spaced(stage)] = {f"test/{name}": values for name, values in per_unit.items()}
+        self.log_dict(self.scores)
+        self.log_dict({f"test/{fact}": value for fact, value in self.facts.items()})
+
+    def _meter(self, stage: str) -> Meter:
+        name = stage.replace(" ", "_")  # a module's name takes no spaces in a state dict
+        if name not in self._meters:
+            self._meters[name] = Meter(self._score(num_classes=self.palette.num_classes)).to(self.device)
+        meter = self._meters[name]
+        assert isinstance(meter, Meter)
+        return meter
+
+    def _remember(self, batch: Batch, prediction: Prediction, answer: Tensor, label_picture: Tensor) -> None:
+        for i in range(min(len(batch["name"]), self.keep - len(self.pictures))):
+            stages = {stage: picture[i].float().cpu() for stage, picture in prediction.stages.items()}
+            self.pictures.append(
+                {
+                    "name": batch["name"][i],
+                    "original": batch["image"][i].cpu(),
+                    "stages": stages or {"answer": answer[i].float().cpu()},
+                    "label": label_picture[i].cpu(),
+                }
+            )
+
+
+class Meter(nn.Module):
+    """Class scores and intensity scores of one picture per image."""
+
+    def __init__(self, score: Metric) -> None:
+        super().__init__()
+        self.score, self.intensity = score, IntensityDice()
+
+    def forward(self, labels: Tensor, target: Tensor, original: Tensor, generated: Tensor, label: Tensor) -> None:
+        self.score.update(labels, target)
+        self.intensity.update(original, label, generated)
+
+    def results(self) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """Scores of the data set and scores per image."""
+        scores = {name: float(value) for part in (self.score, self.intensity) for name, value in part.compute().items()}
+        per_unit = {**self.score.per_image(), **self.intensity.per_image()}
+        return scores, per_unit
+
+
+def _spaced(stage: str) -> str:
+    return stage.replace("_", " ")

@@ -1,0 +1,142 @@
+"""What every training task shares: how long to train, with which optimizer, and what must never go wrong silently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from geoseg.data.module import Split
+from geoseg.randomness import key
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How long and in what portions a task is trained.
+
+    Attributes:
+        epochs: times that every training sample is visited, times ``repeats``.
+        batch_size: samples per step.
+        repeats: visits per sample and epoch (kohya's folder number).
+        accumulate: steps whose gradients are added before the optimizer moves.
+        clip: largest gradient norm, or null.
+        validate_every: epochs between validations; 0 validates only at the end.
+        validation_visits: fixed noises and timesteps, or fixed crops, per validation sample.
+    """
+
+    epochs: int = 50
+    batch_size: int = 1
+    repeats: int = 1
+    accumulate: int = 1
+    clip: float | None = 1.0
+    validate_every: int = 10
+    validation_visits: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "repeats", "accumulate", "validation_visits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"method.task.fit.{name} must be 1 or more, got {getattr(self, name)}")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"method.task.fit.clip must be above 0, or null for no clipping; got {self.clip}")
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is not a number any more; the message names step and samples."""
+
+
+class Task(pl.LightningModule):
+    """A training task: what is learnt, from what view of the data, by what loss.
+
+    A concrete task says ``view``, ``loss`` and ``save``; this class steps, logs and stops.
+
+    Args:
+        groups: parameters to train by group name, such as {"unet": [...], "text": [...]}.
+        fit: length and portions.
+        lr: learning rate, one number or one per group; a group at 0 is not trained.
+        optimizer: called with a list of {"params", "lr", "name"}.
+        schedule: called with (optimizer, total steps).
+        seed: decides noise, crops and order together with step and sample.
+        ema: decay of the running average of the weights that is kept and saved, or None.
+    """
+
+    strict_loading = False  # checkpoints hold only what is trained
+
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[nn.Parameter]],
+        fit: Fit,
+        lr: float | Mapping[str, float],
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: Callable[..., torch.optim.lr_scheduler.LRScheduler],
+        seed: int,
+        ema: float | None = None,
+    ) -> None:
+        super().__init__()
+        rates = dict(lr) if isinstance(lr, Mapping) else dict.fromkeys(groups, float(lr))
+        if set(rates) != set(groups):
+            raise ValueError(f"method.task.lr names the groups {sorted(rates)}, this model trains {sorted(groups)}")
+        negative = {name: rate for name, rate in rates.items() if rate < 0}
+        if negative:
+            raise ValueError(f"a learning rate must not be negative, got {negative}; 0 leaves a group untrained")
+        if not any(rates.values()):
+            raise ValueError("every learning rate is 0, so nothing would be trained; use task=null to train nothing")
+        if ema is not None and not 0 < ema < 1:
+            raise ValueError(f"method.task.ema must lie between 0 and 1, or be null; got {ema}")
+        self.groups = {name: list(params) for name, params in groups.items() if rates[name] > 0}
+        for name, params in groups.items():
+            for parameter in params:
+                parameter.requires_grad_(rates[name] > 0)
+        self.fit, self.rates, self.seed, self.ema = fit, rates, seed, ema
+        self._optimizer, self._schedule = optimizer, schedule
+
+    def view(self, split: Split, training: bool) -> Dataset[Any]:
+        """The split as this task needs it; item (i, visit) is a pure function of seed, sample and visit."""
+        raise NotImplementedError
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """The loss of every sample, [B]."""
+        raise NotImplementedError
+
+    def save(self, folder: Path) -> list[Path]:
+        """Writes what was trained and names the files."""
+        raise NotImplementedError
+
+    def on_train_start(self) -> None:
+        """Frozen models arrive in eval mode; dropout and gradient checkpointing need the other one."""
+        self.train()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout and whatever else draws from the global generator depend on seed and step alone."""
+        torch.manual_seed(key(self.seed, "step", batch_idx))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        losses = self.loss(batch)
+        loss = losses.mean()
+        self.log("train/loss", loss, batch_size=len(losses))
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        losses = self.loss(batch)
+        self.log("val/loss", losses.mean(), batch_size=len(losses))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = [
+            {"params": params, "lr": float(self.rates[name]), "name": name} for name, params in self.groups.items()
+        ]
+        optimizer = self._optimizer(groups)
+        schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Parameters that the optimizer moves, by name."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        keep = set(self.trainable())
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}

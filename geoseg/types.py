@@ -1,0 +1,97 @@
+"""The words every part of geoseg speaks: a batch goes in, a prediction comes out.
+
+Letters in all docstrings: B batch, C channel, K class, H W pixels, h w latent or patch grid, N tokens.
+``space`` is (H, W) where pixels are labelled and () where whole images are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IGNORE = 255
+"""Class index of pixels that no loss and no score looks at."""
+
+
+class Sample(NamedTuple):
+    """One labelled picture as a source reads it, before it becomes part of a batch.
+
+    Attributes:
+        image: uint8 [H, W] (grey) or [H, W, 3] (colour).
+        target: uint8 [H, W], class indices, 255 = ignore; for a corpus of pictures, their regions.
+        caption: words that describe the picture, "" when nobody wrote any.
+    """
+
+    image: np.ndarray
+    target: np.ndarray
+    caption: str = ""
+
+
+class Batch(TypedDict):
+    """What data yields.
+
+    Attributes:
+        image: float32 [B, C, H, W] in [0, 1]; every model applies its own normalisation.
+        target: int64 [B, *space], 255 = ignore.
+        name: sample ids, length B.
+        index: int64 [B], position of each sample in its split, the key of its randomness.
+        caption: words, length B; only corpora carry them.
+    """
+
+    image: Tensor
+    target: Tensor
+    name: list[str]
+    index: Tensor
+    caption: NotRequired[list[str]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What every method says about a batch.
+
+    Attributes:
+        probs: float [B, K, *space], class probabilities that sum to 1 over K.
+        uncertainty: [B, *space] or None; larger is less sure.
+        painted: [B, 3, H, W] in [0, 1] or None: the picture a generative method drew.
+        stages: named pictures [B, 3, H, W] in [0, 1] in the order they were drawn; the last one is the answer.
+        facts: named numbers [B] worth keeping beside the scores, such as how many masks were found.
+    """
+
+    probs: Tensor
+    uncertainty: Tensor | None = None
+    painted: Tensor | None = None
+    stages: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> Tensor:
+        """The most probable class of every pixel, int64 [B, *space]."""
+        return self.probs.argmax(dim=1)
+
+    def with_(self, **changes: Any) -> Prediction:
+        """The same prediction with some fields replaced."""
+        return replace(self, **changes)
+
+
+class Predictor(Protocol):
+    """What every method becomes once it is trained.
+
+    A predictor is also a ``torch.nn.Module`` where it holds weights, so that a Trainer moves it.
+    """
+
+    num_classes: int
+
+    def predict(self, image: Tensor, generator: Sequence[torch.Generator]) -> Prediction:
+        """Labels a batch.
+
+        Args:
+            image: float [B, C, H, W] in [0, 1].
+            generator: one per image, on the CPU, the only source of randomness; an image gives the same
+                answer in any batch.
+        """
+        ...

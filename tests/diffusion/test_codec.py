@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from geoseg.diffusion.codec import Codec, fit
+from tests.tiny import tiny_latent_diffusion
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKL:
+    return tiny_latent_diffusion().vae
+
+
+def test_moments_are_those_of_the_autoencoder_scaled(vae: AutoencoderKL) -> None:
+    image = torch.rand(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+    mean, std = Codec(vae).moments(image)
+    expected = vae.encode(image * 2 - 1).latent_dist
+    assert mean.shape == (2, 4, 8, 6)
+    torch.testing.assert_close(mean, expected.mean * 0.7)
+    torch.testing.assert_close(std, expected.std * 0.7)
+    torch.testing.assert_close(Codec(vae).encode(image), mean)
+
+
+def test_decode_is_the_autoencoder_in_the_range_of_pictures(vae: AutoencoderKL) -> None:
+    latent = 3 * torch.randn(1, 4, 8, 6, generator=torch.Generator().manual_seed(1))
+    painted = Codec(vae).decode(latent)
+    expected = (vae.decode(latent / 0.7).sample / 2 + 0.5).clamp(0, 1)
+    assert painted.shape == (1, 3, 16, 12)
+    torch.testing.assert_close(painted, expected)
+
+
+def test_shift_is_honoured() -> None:
+    vae = tiny_latent_diffusion().vae
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before, painted = Codec(vae).encode(image), Codec(vae).decode(torch.ones(1, 4, 4, 4))
+    vae.register_to_config(shift_factor=0.25)
+    torch.testing.assert_close(Codec(vae).encode(image), before - 0.25 * 0.7)
+    torch.testing.assert_close(Codec(vae).decode(torch.ones(1, 4, 4, 4) - 0.25 * 0.7), painted)
+
+
+def test_factor_of_stable_diffusion_is_eight() -> None:
+    with torch.device("meta"):
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        )
+    assert Codec(vae).factor == 8
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (1, 3, 7, 8), (1, 3, 8, 9), (3, 8, 8)])
+def test_wrong_pictures_are_refused(vae: AutoencoderKL, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="multiples of 2.*fit"):
+        Codec(vae).encode(torch.zeros(shape))
+
+
+def test_wrong_latents_are_refused(vae: AutoencoderKL) -> None:
+    with pytest.raises(ValueError, match=r"\[B, 4, h, w\]"):
+        Codec(vae).decode(torch.zeros(1, 3, 8, 8))
+
+
+def test_runs_outside_autocast(vae: AutoencoderKL) -> None:
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = Codec(vae).encode(image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(Codec(vae).encode(image), plain)
+
+
+def test_half_precision_that_overflows_is_run_again_in_float32(caplog: pytest.LogCaptureFixture) -> None:
+    vae = tiny_latent_diffusion().vae
+    vae.register_to_config(force_upcast=False)
+    with torch.no_grad():
+        vae.decoder.conv_out.weight.mul_(1e4).clamp_(-6e4, 6e4)
+    vae.half()
+    latent = 20 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert not vae.decode(latent.half()).sample.isfinite().all()  # the premise
+    painted = Codec(vae).decode(latent)
+    assert painted.isfinite().all()
+    assert "overflowed" in caplog.text
+    assert next(vae.parameters()).dtype == torch.float32
+
+
+def test_force_upcast_runs_in_float32() -> None:
+    vae = tiny_latent_diffusion().vae.half()
+    assert vae.config.force_upcast
+    Codec(vae).encode(torch.zeros(1, 3, 8, 8))
+    assert next(vae.parameters()).dtype == torch.float32
+
+
+def test_fit_mirrors_and_repeats() -> None:
+    image = torch.arange(6.0).view(1, 1, 2, 3)
+    fitted = fit(image, 4)
+    # width 3 + 1 mirrors (.., 2, 1); height 2 + 2 is too short to mirror and repeats its last line
+    assert fitted[0, 0].tolist() == [[0, 1, 2, 1], [3, 4, 5, 4], [3, 4, 5, 4], [3, 4, 5, 4]]
+    assert fit(image[..., :2], 2).shape == (1, 1, 2, 2)

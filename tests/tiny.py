@@ -1,0 +1,90 @@
+"""Random models of the true classes, small enough for tests."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from geoseg.diffusion.latent_diffusion import LatentDiffusion
+
+WORDS = "8 k, Ultra-high resolution, Tile, Smooth Edges, seismic profile, label map, flat colours"
+BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+
+
+@functools.cache
+def _vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+    tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=640,
+        special_tokens=[BEGIN, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([WORDS.lower()] * 4, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    return model["vocab"], tuple((a, b) for a, b in model["merges"])
+
+
+def tiny_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer with a vocabulary of its own and prompts of 24 tokens."""
+    vocabulary, merges = _vocabulary()
+    return CLIPTokenizer(vocab=dict(vocabulary), merges=list(merges), model_max_length=24)
+
+
+def tiny_latent_diffusion(seed: int = 0, prediction_type: str = "epsilon", in_channels: int = 4) -> LatentDiffusion:
+    """Stable Diffusion in 0.1 M random weights: latents half as wide as pictures, sides in multiples of 4."""
+    tokenizer = tiny_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+            norm_num_groups=4,
+            scaling_factor=0.7,
+        )
+        unet = UNet2DConditionModel(
+            in_channels=in_channels,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=2,
+            norm_num_groups=8,
+            sample_size=16,
+        )
+        text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=24,
+                projection_dim=16,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        with torch.no_grad():  # CLIP starts so small that prompts would hardly matter
+            text.get_input_embeddings().weight.mul_(20)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
+    )
+    return LatentDiffusion(vae, unet, text, tokenizer, scheduler)
