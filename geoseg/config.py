@@ -89,7 +89,9 @@ def check_targets(config: Any, trust: Sequence[str]) -> None:
 
 
 def build(node: Any, /, **available: Any) -> Any:
-    """Instantiates a node; where it is a partial, completes it with those of ``available`` that its signature names."""
+    """Instantiates a node (None stays None); a partial is completed with what its signature names of ``available``."""
+    if node is None:
+        return None
     made = instantiate(node, _convert_="all")
     return complete(made, **available) if isinstance(made, functools.partial) else made
 

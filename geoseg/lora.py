@@ -6,17 +6,20 @@ The only place that knows peft. Functions take ``parts``: named modules, "unet" 
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import (
     convert_state_dict_to_diffusers,
     convert_state_dict_to_peft,
@@ -24,6 +27,7 @@ from diffusers.utils import (
 )
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from geoseg.randomness import stream
@@ -39,6 +43,8 @@ FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for in an adapter folder."""
 
 _PREFIX = {"unet": "unet", "text": "text_encoder"}  # what diffusers calls the parts inside a file
+_KOHYA = {"unet": ("lora_unet_",), "text": ("lora_te_", "lora_te1_")}  # and what kohya-ss/sd-scripts calls them
+_SIDES = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
 
 
 class LoRA:
@@ -200,7 +206,7 @@ def save(parts: Mapping[str, nn.Module], folder: str | os.PathLike[str], name: s
         if part == "text" and not hasattr(module, "text_model"):
             # the level that transformers 5 dropped and every other reader expects
             state = {f"text_model.{key}": value for key, value in state.items()}
-        config = module.peft_config[name].to_dict()
+        config = cast(Any, module).peft_config[name].to_dict()
         options[f"{prefix}_lora_layers"] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         options[f"{prefix}_lora_adapter_metadata"] = {
             key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
@@ -237,29 +243,19 @@ def load(parts: Mapping[str, nn.Module], folder: str | os.PathLike[str], name: s
         raise ValueError(f"there is no adapter file {path}; give the folder that an adapter was saved to")
     if name in adapter_names(parts):
         raise ValueError(f"an adapter called {name!r} is attached already; detach it or choose another name")
-    state, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-        str(path.parent), weight_name=path.name, local_files_only=True, return_lora_metadata=True
-    )
+    with safe_open(path, framework="pt") as file:
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        metadata = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
     plans: dict[str, tuple[LoraConfig, dict[str, Tensor]]] = {}
     for part, prefix in _PREFIX.items():
-        mine = {key.removeprefix(f"{prefix}."): value for key, value in state.items() if key.startswith(f"{prefix}.")}
+        mine, alphas = _of_part(state, part, parts.get(part))
         if not mine:
             continue
         if part not in parts:
             raise ValueError(f"{path} adapts the part {part!r}, which this model lacks")
-        mine = {_here(key, parts[part]): value for key, value in _peft_keys(part, mine).items()}
         _check_fits(path, part, parts[part], mine)
-        known = {key.removeprefix(f"{prefix}."): v for key, v in (metadata or {}).items() if key.startswith(prefix)}
-        if known:
-            config = LoraConfig(**known)
-        else:
-            kohya = {
-                _here(key.removeprefix(f"{prefix}.").removesuffix(".alpha").partition(".lora")[0], parts[part]): value
-                for key, value in (alphas or {}).items()
-                if key.startswith(f"{prefix}.")
-            }
-            config = _config_of(mine, kohya)
-        plans[part] = (config, mine)
+        stated = {key.removeprefix(f"{prefix}."): v for key, v in metadata.items() if key.startswith(f"{prefix}.")}
+        plans[part] = (LoraConfig(**stated) if stated else _config_of(mine, alphas), mine)
     if not plans:
         raise ValueError(f"{path} holds no adapter for {' or '.join(parts)}")
     for part, (config, mine) in plans.items():
@@ -284,7 +280,9 @@ def detach(parts: Mapping[str, nn.Module]) -> None:
 def _check_name(name: str) -> None:
     # a name that is part of "lora_" would confuse peft's search for its own parameters
     if not re.fullmatch(r"[\w-]+", name) or name in "lora_":
-        raise ValueError(f"an adapter is named with letters, digits, '_' and '-', and not {name!r}; such as 'vai1'")
+        raise ValueError(
+            f"an adapter is named with letters, digits, '_' and '-', not as a part of 'lora_', such as 'vai1'; got {name!r}"
+        )
 
 
 def _layers(part: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -307,7 +305,9 @@ def _activate(layer: Any) -> None:
 
 def _inject(part: nn.Module, name: str, config: LoraConfig) -> None:
     training = part.training
-    inject_adapter_in_model(config, part, adapter_name=name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
+        inject_adapter_in_model(config, part, adapter_name=name)
     part.requires_grad_(False)
     for _, layer in _layers(part):
         if name in layer.lora_A:
@@ -317,17 +317,36 @@ def _inject(part: nn.Module, name: str, config: LoraConfig) -> None:
     part.train(training)  # new modules start in training mode, which would leave dropout on in a frozen model
 
 
-def _peft_keys(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """File keys as "layer.lora_A.weight", whichever of the formats that diffusers has had they are in."""
-    if all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in state):
-        return state
-    if part == "unet":
-        return convert_unet_state_dict_to_peft(state)
-    return convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
-
-
-def _here(key: str, part: nn.Module) -> str:
-    return key if hasattr(part, "text_model") else key.removeprefix("text_model.")
+def _of_part(
+    state: dict[str, Tensor], part: str, module: nn.Module | None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """A file's matrices for one part as "layer.lora_A.weight", and the alphas that it states, by layer."""
+    level = "" if module is not None and hasattr(module, "text_model") else "text_model."
+    start = f"{_PREFIX[part]}."
+    mine = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+    if mine:
+        if not all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in mine):  # older files of diffusers
+            unet = part == "unet"
+            mine = (
+                convert_unet_state_dict_to_peft(mine)
+                if unet
+                else convert_state_dict_to_peft(convert_state_dict_to_diffusers(mine))
+            )
+        return {key.removeprefix(level): value for key, value in mine.items()}, {}
+    # kohya-ss/sd-scripts writes a layer's path with "_" for ".", which only the model's own paths can undo
+    flat = {} if module is None else {path.replace(".", "_"): path for path, _ in _plain(module)}
+    alphas: dict[str, float] = {}
+    for key, value in state.items():
+        if not key.startswith(_KOHYA[part]):
+            continue
+        name, _, rest = key.partition(".")
+        name = name.removeprefix("lora_unet_").removeprefix("lora_te1_").removeprefix("lora_te_")
+        path = flat.get(name.removeprefix(level.replace(".", "_")), name)
+        if rest == "alpha":
+            alphas[path] = float(value)
+        else:
+            mine[f"{path}.{_SIDES.get(rest, rest)}"] = value
+    return mine, alphas
 
 
 def _check_fits(path: Path, part: str, module: nn.Module, state: dict[str, Tensor]) -> None:

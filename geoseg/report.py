@@ -91,7 +91,7 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
     first = records[0]
     fits = folder.parent.parent / "fits" / str(first["fit_id"])
     lines = {"record": folder / "record.json"}
-    lines |= {"adapter": fits / file for file in first.get("adapter", [])}
+    lines |= {"adapter": fits / "adapter" / file for file in first.get("adapter", [])}
     lines |= {f"figure {Path(figure).stem}": folder / figure for figure in first.get("figures", [])}
     minutes = sum(sum(record["minutes"].values()) for record in records)
     for what, path in lines.items():

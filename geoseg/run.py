@@ -100,7 +100,7 @@ class Job:
             "seed": self.settings["seed"],
             "model": method["model"],
             "weights": self.weights,
-            "palette": data.palette.hex,
+            "palette": None if data.palette is None else data.palette.hex,
         }
         self.fit_id = None
         if method["task"] is not None:
@@ -132,55 +132,71 @@ class Job:
             raise
 
     def _run(self, models: Models) -> dict[str, Any]:
-        method, seed = self.method, self.settings["seed"]
+        """Builds the method, trains and scores it where it can be, and writes everything down."""
+        method, seed, data = self.method, self.settings["seed"], self.data
         self.folder.mkdir(parents=True, exist_ok=True)
-        config = {**self.settings, "method": method, "rivals": {}}
-        write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(redact(config))))
-        available = {"palette": self.data.palette, "num_classes": self.data.num_classes, "seed": seed}
+        write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self._config())))
+        available = {"palette": data.palette, "num_classes": data.num_classes, "seed": seed}
         model = models.get(method, available)
-        adapter = build(method["adapter"]) if method["adapter"] is not None else None
+        adapter = build(method["adapter"])
         try:
             if adapter is not None:
                 with seeded(seed, "adapter"):
                     adapter.attach(model.parts())
-            bare = build(method["predictor"], model=model, **available)
-            predictor = bare
+            bare = predictor = build(method["predictor"], model=model, **available)
             for wrapper in method["wrappers"].values():
                 predictor = build(wrapper, predictor=predictor, **available)
-            fitted: dict[str, Any] = {"minutes": 0.0, "files": [], "scores": {}}
+            task = build(method["task"], model=model, adapter=adapter, **available)
             wandb = self._wandb()
-            if method["task"] is not None:
-                task = build(method["task"], model=model, adapter=adapter, **available)
-                fitted = self._fit(task, bare, wandb)
-            started = time.perf_counter()
-            evaluation = EvaluationTask(predictor, self.data.palette, seed, keep=self.settings["figure_rows"])
-            trainer = self._trainer([JsonLines(self.folder), *wandb])
-            progress.section(method["title"], len(self.data.test))
-            trainer.test(evaluation, datamodule=self.data, verbose=False)
-            total = time.perf_counter() - started
-            figures = self._figures(evaluation, fitted)
-            record = self._record(
-                status="done",
-                scores={**fitted["scores"], **evaluation.scores},
-                per_unit=evaluation.per_unit,
-                stages=evaluation.stages,
-                stages_per_unit=evaluation.stages_per_unit,
-                facts=evaluation.facts,
-                units={"names": evaluation.names, "unit": self.data.source.unit},
-                minutes={
-                    "fit": fitted["minutes"],
-                    "predict": evaluation.seconds / 60,
-                    "score": (total - evaluation.seconds) / 60,
-                },
-                adapter=fitted["files"],
-                figures=[path.relative_to(self.folder).as_posix() for path in figures],
-            )
+            fitted = {"minutes": 0.0, "files": [], "scores": {}} if task is None else self._fit(task, bare, wandb)
+            results: dict[str, Any] = {
+                "scores": fitted["scores"],
+                "stages": {},
+                "minutes": {"fit": fitted["minutes"], "predict": 0.0, "score": 0.0},
+                "adapter": fitted["files"],
+            }
+            figures = []
+            if task is not None:
+                training = self.folder / "figures" / "training.png"
+                figures.append(draw_training(self.fit_folder / "metrics.jsonl", training))
+            if predictor is not None:
+                evaluation, minutes = self._evaluate(predictor, wandb)
+                results |= {
+                    "scores": fitted["scores"] | evaluation.scores,
+                    "per_unit": evaluation.per_unit,
+                    "stages": evaluation.stages,
+                    "stages_per_unit": evaluation.stages_per_unit,
+                    "facts": evaluation.facts,
+                    "units": {"names": evaluation.names, "unit": data.source.unit},
+                    "minutes": results["minutes"] | minutes,
+                }
+                note = f"{method['title']}, checkpoints={self._kind()}, seed {seed}, run {self.run_id}"
+                figures.insert(0, draw_stages(evaluation.pictures, self.folder / "figures" / "stages.png", note))
+            results["figures"] = [path.relative_to(self.folder).as_posix() for path in figures]
+            record = self._record(status="done", **results)
             for logger in wandb:
-                self._publish(logger, record, figures, fitted)
+                logger.log_pictures("figures", figures)
+                logger.log_table("scores", *stage_table(record))
+                if fitted["files"]:
+                    files = [self.fit_folder / "adapter" / file for file in fitted["files"]]
+                    logger.log_files(f"adapter-{self.fit_id}", "adapter", files)
+                logger.close({name: value for name, value in record["scores"].items() if value is not None})
             return record
         finally:
             if adapter is not None:
                 lora.detach(model.parts())
+
+    def _evaluate(self, predictor: Any, wandb: list[WandbLogger]) -> tuple[EvaluationTask, dict[str, float]]:
+        assert self.data.palette is not None
+        evaluation = EvaluationTask(
+            predictor, self.data.palette, self.settings["seed"], keep=self.settings["figure_rows"]
+        )
+        started = time.perf_counter()
+        trainer = self._trainer([JsonLines(self.folder), *wandb])
+        progress.section(self.method["title"], len(self.data.test))
+        trainer.test(evaluation, datamodule=self.data, verbose=False)
+        total = time.perf_counter() - started
+        return evaluation, {"predict": evaluation.seconds / 60, "score": (total - evaluation.seconds) / 60}
 
     def _fit(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
         """Trains, or loads what an earlier run with the same fit trained."""
@@ -221,7 +237,7 @@ class Job:
             raise
         fitted = {
             "minutes": (time.perf_counter() - started) / 60,
-            "files": [str(path.relative_to(self.fit_folder)) for path in task.save(self.fit_folder / "adapter")],
+            "files": [path.name for path in task.save(self.fit_folder / "adapter")],
             "scores": {
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
             },
@@ -264,7 +280,6 @@ class Job:
         partial = self.settings["logger"]["wandb"]
         if partial is None:
             return []
-        config = redact({**self.settings, "method": self.method, "rivals": {}})
         return [
             build(
                 partial,
@@ -273,29 +288,14 @@ class Job:
                 group=self.settings["name"],
                 title=f"{self.method['title']} {self.run_id}",
                 tags=[*self.settings["tags"], self.method["title"], f"checkpoints={self.settings['checkpoints']['kind']}"],
-                config=config,
+                config=self._config(),
             )
         ]
 
-    def _figures(self, evaluation: EvaluationTask, fitted: Mapping[str, Any]) -> list[Path]:
-        kind = self.settings["checkpoints"]["kind"]
-        paths = [draw_stages(evaluation.pictures, self.folder / "figures" / "stages.png", f"checkpoints={kind}")]
-        if self.fit_id is not None:
-            metrics = self.fit_folder / "metrics.jsonl"
-            paths.append(draw_training(metrics, self.folder / "figures" / "training.png"))
-        return paths
-
-    def _publish(
-        self, logger: WandbLogger, record: Mapping[str, Any], figures: list[Path], fitted: Mapping[str, Any]
-    ) -> None:
-        logger.log_pictures("figures", figures)
-        rows = [(stage, *scores.values()) for stage, scores in {**record["stages"], "answer": record["scores"]}.items()]
-        columns = ["stage", *evaluation_columns(record)]
-        logger.log_table("scores", columns, [row[: len(columns)] for row in rows if len(row) >= len(columns)])
-        files = [self.fit_folder / file for file in fitted["files"]]
-        if files:
-            logger.log_files(f"adapter-{self.fit_id}", "adapter", files)
-        logger.close({name: value for name, value in record["scores"].items() if value is not None})
+    def _config(self) -> dict[str, Any]:
+        """This job's settings without its rivals and without secrets."""
+        settings: dict[str, Any] = redact({**self.settings, "method": self.method, "rivals": {}})
+        return settings
 
     def _record(self, status: str, **results: Any) -> dict[str, Any]:
         data, made_by = self.data, commit()
@@ -324,7 +324,7 @@ class Job:
                 "pretraining": self.method["given"]["pretraining"],
             },
             "status": status,
-            "config": redact({**self.settings, "method": self.method, "rivals": {}}),
+            "config": self._config(),
             **results,
         }
         write_record(self.folder, finite(record))
@@ -374,10 +374,11 @@ class Samples(pl.Callback):
             logger.log_pictures("samples", [path])
 
 
-def evaluation_columns(record: Mapping[str, Any]) -> list[str]:
-    """Names of the scores that every stage of a record has."""
-    stages = list(record["stages"].values())
-    return list(stages[0]) if stages else [name for name in record["scores"] if name.startswith("test/")]
+def stage_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a record's scores: a row per stage, and one for the answer."""
+    columns = [name for name in record["scores"] if name.startswith("test/")]
+    named = {**record["stages"], record["method"]: record["scores"]}
+    return ["stage", *columns], [[stage, *(scores.get(name) for name in columns)] for stage, scores in named.items()]
 
 
 @contextmanager

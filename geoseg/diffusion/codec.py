@@ -132,7 +132,7 @@ def fit(image: Tensor, multiple: int) -> Tensor:
     for dim in (2, 3):
         side = image.shape[dim]
         extra = -side % multiple
-        pad = (0, extra) if dim == 3 else (0, 0, 0, extra)
+        pad = (0, extra, 0, 0) if dim == 3 else (0, 0, 0, extra)
         if extra:
             image = F.pad(image, pad, mode="reflect" if extra < side else "replicate")
     return image

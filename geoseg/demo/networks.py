@@ -1,0 +1,133 @@
+"""Constructors of the small networks: real classes of diffusers, transformers and segment-anything, sized for a CPU.
+
+All are made for pictures of 128 x 128, and their weights are random until a task has trained them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from geoseg.diffusion.latent_diffusion import LatentDiffusion
+
+PICTURE = 128
+"""Side of the pictures that the networks are made for, pixels."""
+
+_CONDITION = 96  # width of the text encoder, and of what the denoising network reads from it
+
+
+def autoencoder(channels: tuple[int, ...] = (16, 32, 64)) -> AutoencoderKL:
+    """Pictures [B, 3, H, W] in [-1, 1] to latents [B, 4, H/4, W/4] and back; 0.65 million weights.
+
+    Args:
+        channels: width of every resolution, multiples of 8; each further one halves the latent once more.
+    """
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=PICTURE,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def unet(channels: tuple[int, int, int] = (48, 96, 144)) -> UNet2DConditionModel:
+    """Predicts the noise of latents [B, 4, h, w]; 6 million weights, attention everywhere but at full resolution.
+
+    Args:
+        channels: width of the three resolutions, multiples of 16.
+    """
+    return UNet2DConditionModel(
+        sample_size=PICTURE // 4,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=_CONDITION,
+        attention_head_dim=4,  # diffusers reads this as the number of heads, as Stable Diffusion 1 does
+        norm_num_groups=16,
+    )
+
+
+def text_encoder(tokenizer: CLIPTokenizer, layers: int = 3) -> CLIPTextModel:
+    """Reads prompts of ``tokenizer``; answers [B, N, 96].
+
+    Args:
+        tokenizer: gives the vocabulary, its special tokens and the longest prompt.
+        layers: depth.
+    """
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=_CONDITION,
+            intermediate_size=4 * _CONDITION,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=_CONDITION,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    """The noise schedule of Stable Diffusion 1 (Rombach et al. 2022): 1000 steps, scaled linear betas, epsilon."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        num_train_timesteps=1000,
+        prediction_type="epsilon",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def latent_diffusion(vae: str, tokenizer: str) -> LatentDiffusion:
+    """An untrained denoising network and text encoder around a trained autoencoder.
+
+    Args:
+        vae: folder of the autoencoder, as ``AutoencoderTask`` writes it.
+        tokenizer: folder of the tokenizer.
+
+    Raises:
+        ValueError: a folder is missing.
+    """
+    from pathlib import Path
+
+    for folder in (vae, tokenizer):
+        if not Path(folder).is_dir():
+            raise ValueError(f"there is no folder {folder!r}; train the autoencoder first, its run writes both folders")
+    words = CLIPTokenizer.from_pretrained(tokenizer)
+    return LatentDiffusion(AutoencoderKL.from_pretrained(vae), unet(), text_encoder(words), words, scheduler())
+
+
+def sam_config() -> dict[str, Any]:
+    """Sizes of the small segment-anything model, in the terms of ``geoseg.models.sam``."""
+    return {
+        "image_size": PICTURE,
+        "patch_size": 8,
+        "embed_dim": 128,
+        "depth": 4,
+        "num_heads": 4,
+        "mlp_ratio": 3,
+        "global_attn_indexes": [1, 3],
+        "window_size": 8,
+        "prompt_embed_dim": 64,
+        "transformer_num_heads": 4,
+        "transformer_mlp_dim": 256,
+        "iou_head_hidden_dim": 64,
+    }
