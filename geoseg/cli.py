@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +20,7 @@ geoseg: which way of segmenting my profiles works, with the few labels I have?
   geoseg demo                         the main job on embedded checkpoints and synthetic profiles, offline
   geoseg run experiment=label_lora    train, predict, score, record; geoseg run --help lists every setting
   geoseg run -m ... seed=0,1,2        one run per combination
-  geoseg report runs --to results.csv gather records into one table
+  geoseg report runs --to FOLDER      gather records into results.csv and one table
 
 geoseg COMMAND --help tells more. Results go to the folder runs.
 """
@@ -55,25 +56,35 @@ def _demo(words: list[str]) -> int:
 
 def _report(words: list[str]) -> int:
     """Gathers records."""
-    parser = argparse.ArgumentParser("geoseg report", description="Writes one row per run and stage from its record.")
+    parser = argparse.ArgumentParser(
+        "geoseg report", description="Gathers records: one row per run and stage in FOLDER/results.csv, and the summary "
+        "table in FOLDER/README.md, where that file has the marks for it."
+    )
     parser.add_argument("runs", nargs="+", help="folders to search for record.json")
-    parser.add_argument("--to", required=True, help="the .csv file to write")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="where results.csv is written")
     options = parser.parse_args(words)
     from pathlib import Path
 
-    from geoseg.report import collect, write_results
+    from geoseg.report import collect, summary, write_results, write_table
 
     records = collect(Path(folder) for folder in options.runs)
     if not records:
         print(f"geoseg report: no record.json below {', '.join(options.runs)}", file=sys.stderr)
         return 2
-    print(f"{len(records)} records -> {write_results(records, Path(options.to))}")
+    folder = Path(options.to)
+    print(f"{len(records)} records -> {write_results(records, folder / 'results.csv')}")
+    if (folder / "README.md").is_file():
+        print(f"table -> {write_table(records, folder / 'README.md')}")
+    else:
+        print(summary(records))
     return 0
 
 
 def _run(words: list[str]) -> int:
     """Composes the configuration and hands it to ``geoseg.run``."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # waiting threads that spin cost a factor of ten as soon as two processes share the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import hydra
     from hydra.errors import HydraException
 
@@ -83,7 +94,8 @@ def _run(words: list[str]) -> int:
     register_resolvers()
     multirun = "-m" in words or "--multirun" in words
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
-    if not any(word in ("-h", "--help") or word.startswith("--hydra-help") for word in words):
+    asked = any(word in ("-h", "--help", "--hydra-help") for word in words)
+    if not asked:
         try:
             check_overrides(overrides, multirun)
         except (HydraException, ValueError) as error:
@@ -109,9 +121,16 @@ def _run(words: list[str]) -> int:
         return None if cfg.objective is None else float(records[0]["scores"][cfg.objective])
 
     before = sys.argv
-    sys.argv = ["geoseg run", *words]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(job)()
+        with tempfile.TemporaryDirectory(prefix="geoseg-") as scratch:
+            # Hydra writes a sweep's whole configuration beside its results, secrets included; runs keep a redacted one
+            places = [] if asked else [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
+            # argparse wants all settings side by side and -m before them
+            flags = [word for word in words if word in ("-m", "--multirun")]
+            rest = [word for word in words if word not in flags]
+            first = next((i for i, word in enumerate(rest) if word in overrides), len(rest))
+            sys.argv = ["geoseg run", *flags, *rest[:first], *places, *rest[first:]]
+            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(job)()
     except SystemExit as stop:
         return int(stop.code or 0)
     finally:
@@ -192,11 +211,14 @@ def quieten() -> None:
     """Silences what libraries print that asks nothing of the user; everything else still shows."""
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("httpx", "bitsandbytes", "matplotlib", "PIL", "urllib3"):
+    for name in ("httpx", "matplotlib", "PIL", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a 4-bit kernel that nothing here uses
     # data lies in memory here: worker processes would cost more than they bring
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    # frozen models arrive in evaluation mode, and the task changes that at its start
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 
 
 if __name__ == "__main__":

@@ -122,12 +122,13 @@ def redact(config: Any) -> Any:
     if isinstance(config, list):
         return [redact(value) for value in config]
     if isinstance(config, str):
-        return _CREDENTIALS.sub(r"\1***@", config)
+        return _QUERY.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", config))
     return config
 
 
 _SECRET = re.compile(r"(^|_)(api_?key|token|password|passwd|secret|credentials?)($|_)", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
+_QUERY = re.compile(r"([?&](?:\w+_)?(?:api_?key|token|password|secret|signature)=)[^&\s]+", re.IGNORECASE)
 
 
 def _without_places(part: Any) -> Any:

@@ -80,7 +80,7 @@ def draw_training(metrics: Path, path: Path) -> Path:
 
 
 def _series(lines: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    pairs = [(line["step"], line[name]) for line in lines if name in line]
+    pairs = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps), np.array(values)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,10 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        numbers = {name: value for name, value in metrics.items() if name != "epoch"}
+        # JSON has no word for nan and infinity
+        numbers = {
+            name: value if math.isfinite(value) else None for name, value in metrics.items() if name != "epoch"
+        }
         if numbers:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **numbers}) + "\n")
@@ -97,21 +101,30 @@ class WandbLogger(Logger):
 
     def log_pictures(self, name: str, paths: Sequence[Path]) -> None:
         """Shows picture files."""
-        import wandb
 
-        self._call(lambda run: run.log({f"{name}/{path.stem}": wandb.Image(str(path)) for path in paths}))
+        def show(run: Any) -> None:
+            import wandb
+
+            run.log({f"{name}/{path.stem}": wandb.Image(str(path)) for path in paths})
+
+        self._call(show)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Shows a table."""
-        import wandb
 
-        self._call(lambda run: run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])}))
+        def show(run: Any) -> None:
+            import wandb
+
+            run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+        self._call(show)
 
     def log_files(self, name: str, kind: str, paths: Sequence[Path]) -> None:
         """Keeps files as an artifact."""
-        import wandb
 
         def keep(run: Any) -> None:
+            import wandb
+
             artifact = wandb.Artifact(name, type=kind)
             for path in paths:
                 artifact.add_dir(str(path)) if path.is_dir() else artifact.add_file(str(path))

@@ -281,7 +281,8 @@ def _check_name(name: str) -> None:
     # a name that is part of "lora_" would confuse peft's search for its own parameters
     if not re.fullmatch(r"[\w-]+", name) or name in "lora_":
         raise ValueError(
-            f"an adapter is named with letters, digits, '_' and '-', not as a part of 'lora_', such as 'vai1'; got {name!r}"
+            f"adapters are named with letters, digits, '_' and '-', such as 'vai1', and not {name!r}; a part of the "
+            "word 'lora_' is no name either"
         )
 
 

@@ -63,15 +63,14 @@ class Palette:
         """
         labels = labels.long()
         ignored = labels == IGNORE
-        known = labels.masked_fill(ignored, self.num_classes)
-        if labels.numel() and (int(known.max()) > self.num_classes or int(known.min()) < 0):
+        if (((labels < 0) | (labels >= self.num_classes)) & ~ignored).any():
             raise ValueError(
                 f"labels {sorted(set(labels.unique().tolist()) - {IGNORE})} do not fit the {self.num_classes} colours; "
                 "give the palette one colour per class"
             )
         grey = torch.tensor([IGNORED_COLOUR], dtype=torch.float32) / 255
         table = torch.cat([self.colours, grey]).to(labels.device)  # [K + 1, 3]
-        return table[known].permute(0, 3, 1, 2).contiguous()
+        return table[labels.masked_fill(ignored, self.num_classes)].permute(0, 3, 1, 2).contiguous()
 
     def decode(self, painted: Tensor) -> Tensor:
         """Reads a painted picture back.

@@ -79,7 +79,7 @@ def commit() -> tuple[str | None, bool]:
     top = git("rev-parse", "--show-toplevel")
     if top is None or here.parent != Path(top):
         return None, False  # installed as a wheel, perhaps inside somebody else's repository
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", "geoseg", "conf")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/geoseg", ":/conf")
     return git("rev-parse", "--short=12", "HEAD"), bool(changes)
 
 

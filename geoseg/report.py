@@ -6,12 +6,14 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from geoseg.metrics.statistics import interval
 from geoseg.record import read_record, write_atomically
 
 DICE = {
@@ -89,6 +91,12 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
         console = Console(width=max(120, console.width), file=console.file)
     console.print(main_table(records))
     first = records[0]
+    if "sam/masks" in first.get("facts", {}):
+        facts = first["facts"]
+        console.print(
+            f"Segment Anything found {facts['sam/masks']:.1f} masks per picture, which cover {facts['sam/coverage']:.0%} "
+            f"of it; the largest covers {facts['sam/largest']:.0%}"
+        )
     fits = folder.parent.parent / "fits" / str(first["fit_id"])
     lines = {"record": folder / "record.json"}
     lines |= {"adapter": fits / "adapter" / file for file in first.get("adapter", [])}
@@ -163,6 +171,97 @@ def write_results(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
         writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
     write_atomically(path, text.getvalue())
     return path
+
+
+REFERENCE = "input as is"
+"""The control that every other row of a summary is compared with, unit by unit."""
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> str:
+    """Finished records as one Markdown table: a row per method and stage, mean and deviation over runs.
+
+    The last columns hold the mean difference to ``input as is`` over independent units (a unit's score is its mean
+    over the runs that tested it), with a 95 % bootstrap interval over units.
+    """
+    done = [record for record in records if record["status"] == "done"]
+    groups: dict[tuple[str, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    for record in done:
+        pairs = record["stages"] or {"": record["scores"]}
+        units = record["stages_per_unit"] if record["stages"] else {"": record["per_unit"]}
+        for stage, scores in pairs.items():
+            own = {"units": dict(zip(record["units"]["names"], _per_unit(units[stage]), strict=True))}
+            groups.setdefault((record["method"], stage), []).append((scores, {**own, "record": record}))
+    reference = _unit_means(groups.get((REFERENCE, ""), []))
+    titles = [title.replace("\n", " ") for title in CLASS.values()]
+    head = ["method", "given", "runs", "Dice loss label-generated ↓"]
+    head += [f"{title} ↑" for title in titles] + [f"matched {title} ↑" for title in titles]
+    head += ["Dice loss − input as is ↓", "matched IoU − input as is ↑"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for (method, stage), members in sorted(groups.items(), key=lambda item: _order(item[0], done)):
+        columns = ["dice_loss/label_generated", *CLASS, *(f"matched/{score}" for score in CLASS)]
+        row = [f"{method}: {stage}" if stage else method, given(members[0][1]["record"]).replace("\n", " ")]
+        row += [str(len(members))]
+        row += [_mean_deviation([scores.get(f"test/{name}") for scores, _ in members]) for name in columns]
+        mine = _unit_means(members)
+        row += [_difference(mine, reference, k) if (method, stage) != (REFERENCE, "") else "" for k in (0, 1)]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _order(group: tuple[str, str], records: Sequence[Mapping[str, Any]]) -> tuple[int, str, int]:
+    """Controls first, then methods by name, stages in the order they were drawn."""
+    method, stage = group
+    record = next(record for record in records if record["method"] == method)
+    return bool(record["given"]["labels"]), method, list(record["stages"]).index(stage) if stage else 0
+
+
+def _per_unit(scores: Mapping[str, Sequence[float | None]]) -> list[tuple[float | None, float | None]]:
+    return list(zip(scores["test/dice_loss/label_generated"], scores["test/matched/iou/mean"], strict=True))
+
+
+def _unit_means(members: Sequence[tuple[Any, Mapping[str, Any]]]) -> dict[str, tuple[float, float]]:
+    seen: dict[str, list[tuple[float, float]]] = {}
+    for _, extra in members:
+        for unit, pair in extra["units"].items():
+            if None not in pair:
+                seen.setdefault(unit, []).append(pair)
+    return {unit: (fmean(p[0] for p in pairs), fmean(p[1] for p in pairs)) for unit, pairs in seen.items()}
+
+
+def _difference(mine: Mapping[str, tuple[float, ...]], reference: Mapping[str, tuple[float, ...]], which: int) -> str:
+    shared = sorted(mine.keys() & reference.keys())
+    if not shared:
+        return "-"
+    differences = [mine[unit][which] - reference[unit][which] for unit in shared]
+    ends = interval(differences)
+    spread = f"[{ends[0]:+.3f}, {ends[1]:+.3f}], n = {len(shared)}" if ends else f"n = {len(shared)}: no interval"
+    return f"{fmean(differences):+.3f} {spread}"
+
+
+def _mean_deviation(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return f"{fmean(known):.3f} ± {stdev(known):.3f}" if len(known) > 1 else f"{known[0]:.3f}"
+
+
+TABLE = ("<!-- table -->\n", "<!-- end of table -->")
+"""What encloses the generated table in an experiment's README."""
+
+
+def write_table(records: Sequence[Mapping[str, Any]], readme: Path) -> Path:
+    """Puts the summary between the marks in an experiment's README.
+
+    Raises:
+        ValueError: the file has no marks.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if TABLE[0] not in text or TABLE[1] not in text:
+        raise ValueError(f"{readme} needs the lines {TABLE[0].strip()!r} and {TABLE[1]!r} around its table")
+    before, rest = text.split(TABLE[0], 1)
+    after = rest.split(TABLE[1], 1)[1]
+    write_atomically(readme, before + TABLE[0] + "\n" + summary(records) + "\n" + TABLE[1] + after)
+    return readme
 
 
 def _number(scores: Mapping[str, float | None], name: str) -> str:

@@ -45,14 +45,20 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
         ValueError: the configuration or the data cannot work; raised before any work starts.
     """
     check_targets(cfg, cfg.trust)
+    settings = plain(cfg)
+    check_targets(settings, cfg.trust)  # once more, since a resolver may make a node out of words
     if cfg.objective is not None and not str(cfg.objective).startswith("val/"):
         raise ValueError(
             f"objective={cfg.objective}: only val/... scores may be optimised; choosing by a test score spoils the test"
         )
-    settings = plain(cfg)
+    methods = {"": settings["method"], **settings["rivals"]}
     data: DataModule = build(settings["data"])
     data.prepare()
-    methods = {"": settings["method"], **settings["rivals"]}
+    if not data.names["test"] and any(method["predictor"] is not None for method in methods.values()):
+        raise ValueError(
+            f"no sample is left to test on: {len(data.names['train'])} of {len(data.source.names)} are for training and "
+            f"{len(data.names['val'])} for validation; lower data.num_train or data.num_val, or add samples"
+        )
     jobs = [Job(settings, method, data) for method in methods.values()]
     models = Models()
     records = []
@@ -99,7 +105,7 @@ class Job:
         base = {
             "seed": self.settings["seed"],
             "model": method["model"],
-            "weights": self.weights,
+            "weights": self.weights["hashes"],  # what a checkpoint holds, whatever its folder is called
             "palette": None if data.palette is None else data.palette.hex,
         }
         self.fit_id = None
@@ -141,11 +147,11 @@ class Job:
         adapter = build(method["adapter"])
         try:
             if adapter is not None:
-                with seeded(seed, "adapter"):
-                    adapter.attach(model.parts())
+                adapter.attach(model.parts())
             bare = predictor = build(method["predictor"], model=model, **available)
             for wrapper in method["wrappers"].values():
-                predictor = build(wrapper, predictor=predictor, **available)
+                if wrapper is not None:  # method.wrappers.NAME=null leaves one out
+                    predictor = build(wrapper, predictor=predictor, **available)
             task = build(method["task"], model=model, adapter=adapter, **available)
             wandb = self._wandb()
             fitted = {"minutes": 0.0, "files": [], "scores": {}} if task is None else self._fit(task, bare, wandb)
@@ -171,7 +177,8 @@ class Job:
                     "minutes": results["minutes"] | minutes,
                 }
                 note = f"{method['title']}, checkpoints={self._kind()}, seed {seed}, run {self.run_id}"
-                figures.insert(0, draw_stages(evaluation.pictures, self.folder / "figures" / "stages.png", note))
+                if evaluation.pictures:
+                    figures.insert(0, draw_stages(evaluation.pictures, self.folder / "figures" / "stages.png", note))
             results["figures"] = [path.relative_to(self.folder).as_posix() for path in figures]
             record = self._record(status="done", **results)
             for logger in wandb:
@@ -200,10 +207,10 @@ class Job:
 
     def _fit(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
         """Trains, or loads what an earlier run with the same fit trained."""
-        done = self.fit_folder / "fit.json"
+        done, adapter = self.fit_folder / "fit.json", self.fit_folder / "adapter"
         if done.is_file() and not self.settings["force"]:
             fitted: dict[str, Any] = json.loads(done.read_text())
-            task.load(self.fit_folder / "adapter")
+            task.load(adapter)
             log.info("%s: trained before as fit %s", self.method["title"], self.fit_id)
             return fitted
         done.unlink(missing_ok=True)
@@ -215,7 +222,7 @@ class Job:
         callbacks: list[pl.Callback] = [Watch()]
         if task.ema is not None:
             callbacks.append(Average(task.ema))
-        if self.settings["sample_every"]:
+        if self.settings["sample_every"] and self.settings["sample_images"]:
             callbacks.append(self._samples(predictor, per_epoch, wandb))
         trainer = self._trainer(
             loggers,
@@ -233,11 +240,11 @@ class Job:
         try:
             trainer.fit(task, datamodule=self.data)
         except TrainingDiverged:
-            task.save(self.fit_folder / "adapter")
+            task.save(adapter)
             raise
         fitted = {
             "minutes": (time.perf_counter() - started) / 60,
-            "files": [path.name for path in task.save(self.fit_folder / "adapter")],
+            "files": [path.relative_to(adapter).as_posix() for path in task.save(adapter)],
             "scores": {
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
             },
@@ -327,7 +334,7 @@ class Job:
             "config": self._config(),
             **results,
         }
-        write_record(self.folder, finite(record))
+        write_record(self.folder, redact(finite(record)))
         found = read_record(self.folder)
         assert found is not None
         return found
@@ -400,7 +407,7 @@ def weights_of(method: Mapping[str, Any]) -> dict[str, dict[str, str]]:
                 if name in ("path", "path_or_id") and isinstance(value, str):
                     path = Path(value).expanduser()
                     ids[where] = path.name if path.exists() else value
-                    hashes[where] = digest(path) if path.exists() else f"revision {node.get('revision')}"
+                    hashes[where] = digest(path) if path.exists() else f"{value}, revision {node.get('revision')}"
                 else:
                     walk(value, f"{where}.{name}" if where else str(name))
 
@@ -415,7 +422,7 @@ def digest(path: Path, edge: int = 8 << 20) -> str:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     for file in files:
         size = file.stat().st_size
-        total.update(f"{file.relative_to(path) if path.is_dir() else file.name}:{size};".encode())
+        total.update(f"{file.relative_to(path)}:{size};".encode())
         with file.open("rb") as handle:
             if size <= 2 * edge:
                 total.update(handle.read())

@@ -115,5 +115,5 @@ def test_cosine_by_hand() -> None:
 @pytest.mark.parametrize("schedule", [constant, cosine])
 @pytest.mark.parametrize(("steps", "warmup"), [(0, 0), (5, 5), (5, -1)])
 def test_wrong_lengths(schedule: Callable, steps: int, warmup: int) -> None:
-    with pytest.raises(ValueError, match="schedule needs|warmup must be"):
+    with pytest.raises(ValueError, match=r"schedule needs|warmup must be"):
         rates(schedule, steps, warmup=warmup)

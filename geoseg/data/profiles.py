@@ -48,8 +48,8 @@ class ProfileFolder:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise ValueError(f"data.root={root} is no folder; give the one that holds '{images}' and '{labels}'")
-        self._images = self._stems(self.root / images, "data.images")
-        self._labels = self._stems(self.root / labels, "data.labels")
+        self._images = self._stems(self.root / images, "data.source.images")
+        self._labels = self._stems(self.root / labels, "data.source.labels")
         lonely = [f"{self._images[stem].name}: no label map" for stem in sorted(self._images.keys() - self._labels)]
         lonely += [f"{self._labels[stem].name}: no profile" for stem in sorted(self._labels.keys() - self._images)]
         if lonely:
@@ -66,7 +66,7 @@ class ProfileFolder:
             raise ValueError(f"the label maps in {self.root / labels} hold one class only; two or more are needed")
         self.class_names = list(class_names) if class_names else [f"class {k}" for k in range(self.num_classes)]
         if len(self.class_names) != self.num_classes:
-            raise ValueError(f"data.class_names has {len(self.class_names)} names for {self.num_classes} classes")
+            raise ValueError(f"data.source.class_names has {len(self.class_names)} names for {self.num_classes} classes")
 
     def read(self, name: str) -> Sample:
         """Reads one pair; image uint8 [H, W] or [H, W, 3], target uint8 [H, W]."""
@@ -106,7 +106,7 @@ class ProfileFolder:
             if strange:
                 wrong.append(
                     f"{name}: label values {strange[:SHOWN]} are none of the {self.num_classes} classes; "
-                    "set data.num_classes, or data.label_values to the value of each class"
+                    "set data.source.num_classes, or data.source.label_values to the value of each class"
                 )
             content = hashlib.sha256(image.tobytes()).digest()
             if content in seen:
@@ -116,8 +116,8 @@ class ProfileFolder:
             raise ValueError(_listed(f"{len(wrong)} of the samples in {self.root} cannot be used", wrong))
 
     def fingerprint(self, names: Sequence[str]) -> str:
-        """Hash of names and file contents."""
-        digest = hashlib.sha256()
+        """Hash of names, file contents and what label values mean."""
+        digest = hashlib.sha256(repr(self._values).encode())
         for name in names:
             digest.update(name.encode())
             digest.update(self._images[name].read_bytes())
@@ -183,8 +183,9 @@ def _label(path: Path) -> np.ndarray:
 
 def _opened(path: Path) -> Image.Image:
     try:
-        picture = Image.open(path)
-        picture.load()
+        with path.open("rb") as file:
+            picture = Image.open(file)
+            picture.load()
     except UnidentifiedImageError:
         raise ValueError(f"{path.name}: not a picture, whatever its name says; replace it") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

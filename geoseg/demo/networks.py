@@ -5,11 +5,16 @@ All are made for pictures of 128 x 128, and their weights are random until a tas
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from geoseg.data.source import Source
+from geoseg.demo.tokenizer import corpus_tokenizer
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 
 PICTURE = 128
@@ -18,13 +23,15 @@ PICTURE = 128
 _CONDITION = 96  # width of the text encoder, and of what the denoising network reads from it
 
 
-def autoencoder(channels: tuple[int, ...] = (16, 32, 64)) -> AutoencoderKL:
+def autoencoder(channels: tuple[int, ...] = (16, 32, 64), groups: int = 1) -> AutoencoderKL:
     """Pictures [B, 3, H, W] in [-1, 1] to latents [B, 4, H/4, W/4] and back; 0.65 million weights.
 
     Args:
         channels: width of every resolution, multiples of 8; each further one halves the latent once more.
+        groups: channels are normalised in so many groups. A group forgets the level of its channels, and with two
+            channels per group, as 8 groups would have, there is no way left to say how bright a flat colour is.
     """
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -32,18 +39,28 @@ def autoencoder(channels: tuple[int, ...] = (16, 32, 64)) -> AutoencoderKL:
         block_out_channels=channels,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=8,
+        norm_num_groups=groups,
         sample_size=PICTURE,
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
+    with torch.no_grad():
+        for block in vae.modules():
+            # every block starts as its shortcut, so that colours pass through from the first step on; behind random
+            # blocks they are mixed up and normalised away, and the network settles for brightness
+            if isinstance(block, ResnetBlock2D):
+                block.conv2.weight.zero_()
+                block.conv2.bias.zero_()
+        # latents start sharp: a spread of exp(-3) rather than 1, which would drown them in noise
+        vae.quant_conv.bias[vae.config.latent_channels :] = -6
+    return vae
 
 
 def unet(channels: tuple[int, int, int] = (48, 96, 144)) -> UNet2DConditionModel:
     """Predicts the noise of latents [B, 4, h, w]; 6 million weights, attention everywhere but at full resolution.
 
     Args:
-        channels: width of the three resolutions, multiples of 16.
+        channels: width of the three resolutions, multiples of 8.
     """
     return UNet2DConditionModel(
         sample_size=PICTURE // 4,
@@ -55,7 +72,7 @@ def unet(channels: tuple[int, int, int] = (48, 96, 144)) -> UNet2DConditionModel
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=_CONDITION,
         attention_head_dim=4,  # diffusers reads this as the number of heads, as Stable Diffusion 1 does
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
 
 
@@ -96,23 +113,23 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def latent_diffusion(vae: str, tokenizer: str) -> LatentDiffusion:
+def latent_diffusion(vae: str | Path, source: Source, captions: int = 2000) -> LatentDiffusion:
     """An untrained denoising network and text encoder around a trained autoencoder.
 
     Args:
         vae: folder of the autoencoder, as ``AutoencoderTask`` writes it.
-        tokenizer: folder of the tokenizer.
+        source: the corpus whose captions the tokenizer is made for.
+        captions: how many of them it looks at.
 
     Raises:
-        ValueError: a folder is missing.
+        ValueError: the folder is missing.
     """
-    from pathlib import Path
-
-    for folder in (vae, tokenizer):
-        if not Path(folder).is_dir():
-            raise ValueError(f"there is no folder {folder!r}; train the autoencoder first, its run writes both folders")
-    words = CLIPTokenizer.from_pretrained(tokenizer)
-    return LatentDiffusion(AutoencoderKL.from_pretrained(vae), unet(), text_encoder(words), words, scheduler())
+    if not Path(vae).is_dir():
+        raise ValueError(f"there is no autoencoder in {str(vae)!r}; train it first, and give the folder vae of its run")
+    tokenizer = corpus_tokenizer(source, captions)
+    return LatentDiffusion(
+        AutoencoderKL.from_pretrained(vae), unet(), text_encoder(tokenizer), tokenizer, scheduler()
+    )
 
 
 def sam_config() -> dict[str, Any]:

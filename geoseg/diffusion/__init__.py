@@ -1,0 +1,1 @@
+"""Latent diffusion models: their parts, training objectives, prompts and sampling."""

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")  # modules/extra_networks.py of the web UI
-_BROKEN = re.compile(r"<[^<>]*>|<\s*lora\b[^<>]*", re.IGNORECASE)
+_BROKEN = re.compile(r"<\w[^<>]*>|<\s*lora\b[^<>]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

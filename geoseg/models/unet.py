@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from segmentation_models_pytorch import Unet
 from torch import Tensor, nn
 
@@ -27,19 +26,16 @@ class UNet(nn.Module):
         in_channels: int = 1,
         weights: str | None = None,
         depth: int = 5,
-        seed: int = 0,
     ) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # the first weights depend on the run's seed alone
-            self.net = Unet(
-                encoder,
-                encoder_weights=weights,
-                encoder_depth=depth,
-                decoder_channels=tuple(256 // 2**i for i in range(depth)),
-                in_channels=in_channels,
-                classes=num_classes,
-            )
+        self.net = Unet(
+            encoder,
+            encoder_weights=weights,
+            encoder_depth=depth,
+            decoder_channels=tuple(256 // 2**i for i in range(depth)),
+            in_channels=in_channels,
+            classes=num_classes,
+        )
         self.num_classes, self.in_channels, self.multiple = num_classes, in_channels, 2**depth
 
     def forward(self, image: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -14,14 +15,15 @@ from geoseg.tasks.task import Task, TrainingDiverged
 
 
 class Watch(pl.Callback):
-    """Logs learning rates, gradient norm and samples per second, moves the bar, and stops at a loss that is no number.
+    """Logs learning rates, gradient norm and samples per second, moves the bar, and stops at what is no number.
 
-    The loss is looked at before the optimizer moves, so the weights at the stop are the last good ones.
+    Losses and gradients are looked at before the optimizer moves, so the weights at the stop are the last good ones.
     """
 
     def __init__(self) -> None:
-        self._loss: Tensor | None = None
         self._names: list[str] = []
+        self._seen: list[tuple[list[str], Tensor]] = []  # names and losses since the optimizer moved
+        self._rates: dict[str, float] = {}
         self._started = 0.0
         self._samples = 0
 
@@ -31,33 +33,43 @@ class Watch(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         self._names = list(batch["name"])
+        # the rates of this step; when it has ended, the schedule has moved on
+        self._rates = {f"lr/{group['name']}": float(group["lr"]) for group in trainer.optimizers[0].param_groups}
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._seen = []
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        self._loss = loss.detach()
+        assert isinstance(pl_module, Task)
+        assert pl_module.losses is not None
+        self._seen.append((self._names, pl_module.losses))  # ``loss`` itself is scaled where precision is mixed
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        assert self._loss is not None
-        if not torch.isfinite(self._loss):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        losses = torch.cat([losses for _, losses in self._seen])
+        # where precision is mixed, gradients overflow now and then and the scaler leaves out that step by itself
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if not torch.isfinite(losses if scaled else torch.cat([losses, norm[None]])).all():
+            names = [name for some, _ in self._seen for name in some]
+            wrong = [name for name, loss in zip(names, losses.tolist(), strict=True) if not math.isfinite(loss)]
+            what = f"loss became {float(losses.mean())}" if wrong else f"gradient became {float(norm)}"
             raise TrainingDiverged(
-                f"the loss became {float(self._loss)} at step {trainer.global_step} on {', '.join(self._names)}; "
+                f"the {what} at step {trainer.global_step} on {', '.join(wrong or names)}; "
                 "the weights before that step are kept. Lower the learning rate, or look at these samples"
             )
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norms = torch._foreach_norm(gradients)
-        pl_module.log("train/grad_norm", torch.linalg.vector_norm(torch.stack(norms)))
+        pl_module.log("train/grad_norm", norm)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._samples += len(self._names)
         speed = self._samples / max(1e-9, time.perf_counter() - self._started)
-        rates = {f"lr/{group['name']}": float(group["lr"]) for group in trainer.optimizers[0].param_groups}
-        pl_module.log_dict({**rates, "train/samples_per_s": speed})
+        pl_module.log_dict({**self._rates, "train/samples_per_s": speed})
         progress.advance("training", 1)
-        if self._loss is not None and batch_idx % 10 == 0:
-            progress.note("training", f"loss {float(self._loss):.4f}")
+        if batch_idx % 10 == 0:
+            progress.note("training", f"loss {float(self._seen[-1][1].mean()):.4f}")
 
 
 class Average(pl.Callback):

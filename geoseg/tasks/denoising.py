@@ -99,6 +99,7 @@ class DenoisingTask(Task):
         drop_caption: share of visits with empty words, in [0, 1).
         min_snr_gamma: caps the weight of easy timesteps (Hang et al. 2023 use 5); None weighs all alike.
         noise_offset: adds a constant per channel to the noise, so that overall brightness is learnt too.
+        gradient_checkpointing: computes activations anew in the backward pass; less memory, about a third slower.
         seed: key of all randomness.
         task: what every task needs, see ``Task``.
     """
@@ -116,6 +117,7 @@ class DenoisingTask(Task):
         drop_caption: float = 0.0,
         min_snr_gamma: float | None = None,
         noise_offset: float = 0.0,
+        gradient_checkpointing: bool = False,
         **task: Any,
     ) -> None:
         parts = model.parts()
@@ -134,6 +136,9 @@ class DenoisingTask(Task):
         self.paint, self.caption, self.crop, self.flip = paint, caption, crop, flip
         self.drop_caption, self.noise_offset = drop_caption, noise_offset
         self.objective = Objective.of(model.scheduler.config, min_snr_gamma=min_snr_gamma)
+        if gradient_checkpointing:
+            model.unet.enable_gradient_checkpointing()
+            model.text_encoder.gradient_checkpointing_enable()
         self._embeddings: dict[str, Tensor] = {}
 
     def view(self, split: Split, training: bool) -> Latents:
@@ -169,6 +174,7 @@ class DenoisingTask(Task):
         """Puts back what ``save`` wrote."""
         if self.adapter is None:
             raise ValueError(f"a whole model is loaded by checkpoints=local checkpoints.path={folder}")
+        lora.detach(self.model.parts())
         lora.load(self.model.parts(), folder, self.adapter.name)
 
     @torch.no_grad()

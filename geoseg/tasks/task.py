@@ -93,6 +93,7 @@ class Task(pl.LightningModule):
             for parameter in params:
                 parameter.requires_grad_(rates[name] > 0)
         self.fit, self.rates, self.seed, self.ema = fit, rates, seed, ema
+        self.losses: Tensor | None = None  # [B], of the latest batch
         self._optimizer, self._schedule = optimizer, schedule
 
     def view(self, split: Split, training: bool) -> Dataset[Any]:
@@ -117,6 +118,7 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         losses = self.loss(batch)
+        self.losses = losses.detach()
         loss = losses.mean()
         self.log("train/loss", loss, batch_size=len(losses))
         return loss

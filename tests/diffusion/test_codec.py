@@ -52,7 +52,7 @@ def test_factor_of_stable_diffusion_is_eight() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (1, 3, 7, 8), (1, 3, 8, 9), (3, 8, 8)])
 def test_wrong_pictures_are_refused(vae: AutoencoderKL, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="multiples of 2.*fit"):
+    with pytest.raises(ValueError, match=r"multiples of 2.*fit"):
         Codec(vae).encode(torch.zeros(shape))
 
 

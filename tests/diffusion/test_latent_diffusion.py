@@ -158,7 +158,7 @@ def test_weights_that_are_not_safetensors_are_not_read(model: LatentDiffusion, t
     model.save(tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(ValueError, match="cannot read.*safetensors"):
+    with pytest.raises(ValueError, match=r"cannot read.*safetensors"):
         LatentDiffusion.load(tmp_path / "model")
 
 

@@ -1,0 +1,73 @@
+# Every target sets up what it needs: Python 3.11 or newer and make are all a fresh machine has to have.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+UV_VERSION := 0.13.8
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url
+ARGS ?=
+
+# waiting threads sleep, so that two jobs can share few cores
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types floors unit test-slow format lock checkpoints report wheel clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
+
+setup: $(READY) ## .venv with the locked packages and geoseg itself; done by every other target
+
+$(READY): requirements.lock requirements-uv.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "geoseg needs Python 3.11 or newer; install it, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/uv && $(BIN)/uv --version | grep -qwF "$(UV_VERSION)" \
+		|| $(BIN)/python -m pip install --quiet --require-hashes -r requirements-uv.txt
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --require-hashes --compile-bytecode -r requirements.lock
+	VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## the main job on embedded checkpoints and synthetic profiles; make demo ARGS="seed=1"
+	$(BIN)/geoseg demo $(ARGS)
+
+test: lint types floors unit ## all checks: style, types, floors, tests and notebooks
+
+lint: $(READY) ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## type annotations
+	$(BIN)/mypy
+
+floors: $(READY) ## which module may import which
+	$(BIN)/lint-imports
+
+unit: $(READY) ## tests and notebooks
+	$(BIN)/pytest tests notebooks --nbmake
+
+test-slow: $(READY) ## the tests that take minutes each
+	$(BIN)/pytest tests -m slow
+
+format: $(READY) ## put the code into its style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(READY) ## choose versions anew where pyproject.toml asks for it; ARGS=--upgrade takes the newest of all
+	$(COMPILE) $(ARGS) --extra dev -o requirements.lock pyproject.toml
+	echo uv==$(UV_VERSION) | $(COMPILE) -o requirements-uv.txt -
+
+report: $(READY) ## results.csv and the table of every experiment, from the records in runs/
+	@for folder in experiments/*/; do \
+		if test -d "runs/$$(basename $$folder)"; then $(BIN)/geoseg report "runs/$$(basename $$folder)" --to "$$folder"; \
+		else echo "$$folder: no runs here, table left as it is"; fi; done
+
+wheel: $(READY) ## dist/geoseg-*.whl
+	$(BIN)/uv build --wheel --quiet && ls -l dist
+
+clean: ## remove .venv, caches and build output; runs/ stays
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,300 @@
+"""Trains the small segment-anything model: one click, one region."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from geoseg.data.earth import random_palette
+from geoseg.data.module import Split
+from geoseg.demo.autoencoder import is_about
+from geoseg.demo.networks import sam_config
+from geoseg.models.sam import build_sam, load_sam, save_sam
+from geoseg.randomness import numpy_stream
+from geoseg.tasks.task import Task
+
+
+class Clicks(Dataset[dict[str, Any]]):
+    """Pictures with clicks and the regions that were meant; item (index, visit) is a pure function of its key.
+
+    Item: ``image`` float32 [3, H, W] in [0, 1], ``points`` float32 [N, 2] (x, y in pixels), ``masks`` bool [N, H, W],
+    ``name`` and ``caption``.
+
+    Args:
+        split: the pictures; their targets are region maps.
+        count: clicks per picture, N.
+        training: change pictures (see ``repaint`` and ``degrade``) and click small regions as often as large ones;
+            otherwise pictures stay as they are and every pixel is as likely to be clicked as any other.
+        repaint: share of the pictures that are no label map and become one.
+        seed: key of all randomness.
+    """
+
+    def __init__(self, split: Split, count: int, training: bool, repaint: float, seed: int) -> None:
+        self.split, self.count, self.training, self.repaint, self.seed = split, count, training, repaint, seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, where: tuple[int, int]) -> dict[str, Any]:
+        index, visit = where
+        item = self.split[index]
+        rng = numpy_stream(self.seed, "clicks", "train" if self.training else "validation", index, visit)
+        image = item["image"].expand(3, -1, -1).numpy().transpose(1, 2, 0)  # [H, W, 3]
+        regions = item["target"].numpy()
+        if self.training:
+            if rng.random() < self.repaint and not is_about(item["caption"], "map"):
+                image = repaint(rng, regions)
+            flip = (slice(None, None, int(rng.choice([-1, 1]))), slice(None, None, int(rng.choice([-1, 1]))))
+            image, regions = image[flip], regions[flip]
+        rows, columns = self._points(rng, regions)
+        masks = np.stack([meant(image, regions, row, column) for row, column in zip(rows, columns, strict=True)])
+        if self.training:
+            image = degrade(rng, image)
+        return {
+            "image": torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)),
+            "points": torch.from_numpy(np.stack([columns, rows], 1).astype(np.float32)),
+            "masks": torch.from_numpy(masks),
+            "name": item["name"],
+            "caption": item["caption"],
+        }
+
+    def _points(self, rng: np.random.Generator, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, columns = (rng.integers(0, side, self.count) for side in regions.shape)
+        if self.training:
+            present = np.unique(regions)
+            for i in range(0, self.count, 2):
+                inside = np.argwhere(regions == present[rng.integers(len(present))])
+                rows[i], columns[i] = inside[rng.integers(len(inside))]
+        return rows, columns
+
+
+def meant(image: np.ndarray, regions: np.ndarray, row: int, column: int) -> np.ndarray:
+    """The region that a click means: the connected piece of ground around it that looks or is the same.
+
+    Args:
+        image: [H, W, 3]; where a region has one flat colour, all that touches it in that colour belongs to it.
+        regions: [H, W].
+        row: of the click.
+        column: of the click.
+
+    Returns:
+        bool [H, W].
+    """
+    same = regions == regions[row, column]
+    looks_same = (image == image[row, column]).all(-1)
+    if looks_same[same].all():
+        same = looks_same
+    pieces, _ = ndimage.label(same)
+    found: np.ndarray = pieces == pieces[row, column]
+    return found
+
+
+def repaint(rng: np.random.Generator, regions: np.ndarray) -> np.ndarray:
+    """Turns a region map into a label map: merges neighbouring regions at random and gives the rest random colours.
+
+    Returns:
+        float32 [H, W, 3] in [0, 1].
+    """
+    count = int(regions.max()) + 1
+    starts = rng.random(count) < rng.uniform(0.1, 0.6)
+    colours = int(rng.integers(3, 10))
+    classes = np.cumsum(np.where(starts, rng.integers(1, colours, count), 0)) % colours
+    painted: np.ndarray = random_palette(rng, colours)[classes][regions].astype(np.float32) / 255
+    return painted
+
+
+def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Makes two of three pictures as soft and uneven as generated pictures are.
+
+    Args:
+        rng: where all its numbers come from.
+        image: float [H, W, 3] in [0, 1].
+    """
+    if rng.random() < 1 / 3:
+        return image
+    picture = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None].float()
+    size = picture.shape[-2:]
+    finer = int(rng.choice([1, 2, 4], p=[0.4, 0.4, 0.2]))
+    if finer > 1:
+        picture = F.interpolate(F.avg_pool2d(picture, finer), size=size, mode="bicubic", align_corners=False)
+    shade = torch.from_numpy(rng.standard_normal((1, 3, 4, 4)).astype(np.float32))
+    picture = picture + rng.uniform(0, 0.05) * F.interpolate(shade, size=size, mode="bicubic", align_corners=False)
+    noise = torch.from_numpy(rng.standard_normal(tuple(picture.shape)).astype(np.float32))
+    picture = (picture + rng.uniform(0, 0.06) * noise).clamp(0, 1)
+    return picture[0].numpy().transpose(1, 2, 0)
+
+
+def segmenter(config: Mapping[str, Any] | None = None) -> Sam:
+    """An untrained small model whose clicks already look at the place they are on.
+
+    With random weights a click has to find out first which of the image's cells it lies in, which takes longer than
+    all the rest. Query and key weights of the attention between clicks and image start equal and orthogonal, so that
+    equal positions attract each other.
+
+    Args:
+        config: sizes as in ``geoseg.models.sam``; None takes ``sam_config()``.
+    """
+    sam = build_sam(config if config is not None else sam_config())
+    transformer = sam.mask_decoder.transformer
+    attentions = [transformer.final_attn_token_to_image]
+    for layer in transformer.layers:
+        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    with torch.no_grad():
+        for attention in attentions:
+            nn.init.orthogonal_(attention.q_proj.weight, gain=2.0)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            attention.q_proj.bias.zero_()
+            attention.k_proj.bias.zero_()
+    return sam
+
+
+class SamTask(Task):
+    """Trains a segment-anything model with clicks on the regions of a corpus.
+
+    Args:
+        model: built with ``config``.
+        seed: key of all randomness.
+        config: sizes of the model, stored beside its weights; None means ``sam_config()``.
+        clicks: per picture and visit; they share one reading of the picture.
+        repaint: share of the pictures other than label maps that are turned into label maps.
+        task: what every task needs, see ``Task``.
+    """
+
+    def __init__(
+        self,
+        model: Sam,
+        seed: int,
+        config: Mapping[str, Any] | None = None,
+        clicks: int = 6,
+        repaint: float = 0.7,
+        **task: Any,
+    ) -> None:
+        super().__init__(groups={"sam": list(model.parameters())}, seed=seed, **task)
+        self.model, self.config = model, dict(config if config is not None else sam_config())
+        self.clicks, self.repaint = clicks, repaint
+
+    def view(self, split: Split, training: bool) -> Clicks:
+        return Clicks(split, self.clicks, training, self.repaint, self.seed)
+
+    def forward(self, image: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks for every click.
+
+        Args:
+            image: float [B, 3, S, S] in [0, 1], S the model's image size.
+            points: float [B, N, 2], x and y in pixels.
+
+        Returns:
+            logits float32 [B * N, 4, S/2, S/2] with patches of 8 pixels, the first for a click that means one thing,
+            the others for three meanings; estimated IoU float32 [B * N, 4].
+
+        Raises:
+            ValueError: the pictures have another size.
+        """
+        side = self.model.image_encoder.img_size
+        if image.shape[-2:] != (side, side):
+            raise ValueError(f"this model is trained on {side} x {side} pictures, got {tuple(image.shape[-2:])}")
+        embedding = self.model.image_encoder(self.model.preprocess(255 * image))  # [B, C, h, w]
+        points = points.flatten(0, 1)[:, None]  # [B * N, 1, 2]
+        sparse, dense = self.model.prompt_encoder(
+            points=(points, torch.ones(points.shape[:2], device=points.device)), boxes=None, masks=None
+        )
+        repeats = len(points) // len(image)
+        position = self.model.prompt_encoder.get_dense_pe().expand(len(points), -1, -1, -1)
+        logits, quality = decode(
+            self.model.mask_decoder, embedding.repeat_interleave(repeats, 0) + dense, position, sparse
+        )
+        return logits.float(), quality.float()
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        logits, quality = self(batch["image"], batch["points"])
+        masks = batch["masks"].flatten(0, 1)[:, None].float()  # [B * N, 1, H, W]
+        masks = F.interpolate(masks, size=logits.shape[-2:], mode="area")
+        costs = mask_loss(logits, masks)  # [B * N, 4]
+        meanings = costs[:, 1:]
+        with torch.no_grad():
+            overlap = iou(logits > 0, masks > 0.5)
+        # one of three meanings has to be right (Kirillov et al. 2023); a little of the mean keeps the others alive
+        best = meanings.min(1).values + 0.1 * meanings.mean(1)
+        total = costs[:, 0] + best + (quality - overlap).square().mean(1)
+        self.log("train/iou", overlap[:, 0].mean(), batch_size=len(overlap))
+        return total.unflatten(0, batch["points"].shape[:2]).mean(1)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        logits, quality = self(batch["image"], batch["points"])
+        size = batch["masks"].shape[-2:]
+        found = self.model.postprocess_masks(logits, size, size) > 0
+        overlap = iou(found, batch["masks"].flatten(0, 1)[:, None])  # [B * N, 4]
+        chosen = overlap[:, 1:].gather(1, quality[:, 1:].argmax(1, keepdim=True))[:, 0]
+        scores = {"one": overlap[:, 0], "chosen": chosen, "estimate": quality[:, 1:].max(1).values}
+        for kind, subject in (("labels", "map"), ("profiles", "section"), ("craters", "crater")):
+            pictures = [i for i, caption in enumerate(batch["caption"]) if is_about(caption, subject)]
+            for score, values in scores.items():
+                if pictures:
+                    value = values.unflatten(0, batch["points"].shape[:2])[pictures].mean()
+                    name = f"val/iou/{kind}" if score == "one" else f"val/iou/{kind}/{score}"
+                    self.log(name, value, batch_size=len(pictures))
+
+    def save(self, folder: Path) -> list[Path]:
+        """Writes ``config.json`` and ``model.safetensors`` in float16."""
+        save_sam(self.model, self.config, folder)
+        return [folder / "config.json", folder / "model.safetensors"]
+
+    def load(self, folder: Path) -> None:
+        """Puts back what ``save`` wrote."""
+        self.model.load_state_dict(load_sam(folder).state_dict())
+
+
+def decode(decoder: nn.Module, embedding: Tensor, position: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    """``MaskDecoder.predict_masks`` for clicks on many pictures; the original takes one picture at a time.
+
+    Args:
+        decoder: the mask decoder.
+        embedding: float [P, C, h, w], a picture per click.
+        position: float [P, C, h, w].
+        prompts: float [P, n, C], n tokens per click.
+
+    Returns:
+        logits [P, 4, 4h, 4w] and estimated IoU [P, 4].
+    """
+    own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    tokens = torch.cat([own.expand(len(prompts), -1, -1), prompts.to(own.dtype)], 1)
+    tokens, cells = decoder.transformer(embedding, position, tokens)
+    picture = decoder.output_upscaling(cells.transpose(1, 2).reshape(embedding.shape))
+    weights = [network(tokens[:, 1 + i]) for i, network in enumerate(decoder.output_hypernetworks_mlps)]
+    logits = torch.einsum("pkc,pchw->pkhw", torch.stack(weights, 1), picture)
+    return logits, decoder.iou_prediction_head(tokens[:, 0])
+
+
+def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """Focal loss (Lin et al. 2017, gamma 2, times 10) plus cross-entropy (times 0.5) plus Dice loss per mask, [P, K].
+
+    Focal and Dice alone leave the slope at a border low; cross-entropy makes masks that stay when their threshold
+    moves, which is what the automatic mask generator asks for.
+
+    Args:
+        logits: float [P, K, h, w].
+        masks: float [P, 1, h, w], share of each cell that the region covers.
+    """
+    wanted = masks.expand_as(logits)
+    probs = logits.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+    focal = (entropy * (probs - wanted).square()).mean((2, 3))
+    overlap = (probs * wanted).sum((2, 3))
+    dice = 1 - (2 * overlap + 1) / (probs.sum((2, 3)) + wanted.sum((2, 3)) + 1)
+    return 10 * focal + 0.5 * entropy.mean((2, 3)) + dice
+
+
+def iou(found: Tensor, wanted: Tensor) -> Tensor:
+    """Intersection over union of boolean masks [P, K, h, w] and [P, 1, h, w]: [P, K]; 0 where both are empty."""
+    both = (found & wanted).sum((2, 3))
+    either = (found | wanted).sum((2, 3))
+    return both / either.clamp(min=1)

@@ -1,0 +1,42 @@
+"""Cutting squares and mirroring what is too small, against NumPy's own padding."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from geoseg.data.crops import pad_to, pad_to_multiple, random_corner
+from geoseg.randomness import stream
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((4, 5), (4, 5)), ((4, 5), (6, 5)), ((4, 5), (4, 9)), ((3, 2), (20, 31)), ((1, 1), (4, 4)), ((9, 9), (3, 3))],
+)
+def test_padding_mirrors_as_often_as_needed(size: tuple[int, int], wanted: tuple[int, int]) -> None:
+    picture = torch.arange(2 * size[0] * size[1]).reshape(2, *size)
+    padded = pad_to(picture, *wanted)
+    assert padded.shape == (2, max(size[0], wanted[0]), max(size[1], wanted[1]))
+    margins = [(0, 0), *((0, max(0, want - have)) for have, want in zip(size, wanted, strict=True))]
+    np.testing.assert_array_equal(padded.numpy(), np.pad(picture.numpy(), margins, mode="symmetric"))
+
+
+def test_padding_to_a_multiple() -> None:
+    picture = torch.rand(2, 3, 13, 16)
+    padded = pad_to_multiple(picture, 8)
+    assert padded.shape == (2, 3, 16, 16)
+    assert torch.equal(padded[..., :13, :], picture)
+    assert torch.equal(padded[..., 13:, :], picture[..., 10:, :].flip(-2))
+    assert pad_to_multiple(picture[..., :8, :], 8).shape == (2, 3, 8, 16)
+
+
+def test_corners_stay_inside_and_reach_every_place() -> None:
+    corners = [random_corner(7, 6, 5, stream(0, "corner", i)) for i in range(1200)]
+    counts = Counter(corners)
+    assert set(counts) == {(top, left) for top in range(3) for left in range(2)}
+    assert chisquare(list(counts.values())).pvalue > 0.01
+    assert random_corner(5, 5, 5, stream(0, "corner")) == (0, 0)

@@ -1,0 +1,135 @@
+"""Order and choice of samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from geoseg.data.sampling import Visits, choose_random, choose_representative
+from geoseg.types import IGNORE, Sample
+
+NAMES = [f"s{i}" for i in range(9)]
+
+
+@pytest.mark.parametrize(("samples", "batch_size", "visits"), [(7, 3, 4), (6, 3, 2), (1, 4, 3), (5, 1, 2), (4, 9, 2)])
+def test_every_sample_once_per_round(samples: int, batch_size: int, visits: int) -> None:
+    batches = list(Visits(samples, batch_size, visits, seed=0))
+    assert len(batches) == len(Visits(samples, batch_size, visits, seed=0)) == visits * -(-samples // batch_size)
+    assert Counter(item for batch in batches for item in batch) == {(i, v): 1 for i in range(samples) for v in range(visits)}
+    assert all(0 < len(batch) <= batch_size for batch in batches)
+    assert all(len({visit for _, visit in batch}) == 1 for batch in batches)  # rounds do not mix
+    assert [visit for batch in batches for _, visit in batch] == sorted(visit for b in batches for _, visit in b)
+
+
+def test_starting_later_gives_exactly_the_tail() -> None:
+    whole = list(Visits(7, 3, 4, seed=5))
+    for first in range(len(whole) + 1):
+        rest = Visits(7, 3, 4, seed=5, first=first)
+        assert list(rest) == whole[first:]
+        assert len(rest) == len(whole) - first
+
+
+def test_the_order_depends_on_seed_and_round_and_nothing_else() -> None:
+    def rounds(visits: int, seed: int, batch_size: int = 4) -> list[list[int]]:
+        order: dict[int, list[int]] = {}
+        for batch in Visits(30, batch_size, visits, seed):
+            for index, visit in batch:
+                order.setdefault(visit, []).append(index)
+        return list(order.values())
+
+    assert rounds(3, seed=0) == rounds(3, seed=0)
+    assert rounds(5, seed=0)[:3] == rounds(3, seed=0)  # a longer run begins like a shorter one
+    assert rounds(3, seed=0, batch_size=7) == rounds(3, seed=0)
+    assert len({tuple(order) for order in rounds(3, seed=0) + rounds(3, seed=1)}) == 6
+
+
+def test_iterating_twice_gives_the_same() -> None:
+    visits = Visits(7, 3, 4, seed=5)
+    assert list(visits) == list(visits)
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
+def test_nothing_to_visit(numbers: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="at least one sample, batch and epoch"):
+        Visits(*numbers, seed=0)
+
+
+def test_a_larger_random_choice_holds_the_smaller_one() -> None:
+    for seed in range(5):
+        chosen = [choose_random(NAMES, count, seed) for count in range(len(NAMES) + 1)]
+        for count, names in enumerate(chosen):
+            assert len(set(names)) == len(names) == count
+            assert names == chosen[-1][:count]
+        assert sorted(chosen[-1]) == NAMES
+
+
+def test_the_random_choice_is_by_seed_and_fair() -> None:
+    assert choose_random(NAMES, 3, 1) == choose_random(NAMES, 3, 1)
+    first = Counter(choose_random(NAMES, 1, seed)[0] for seed in range(900))
+    assert set(first) == set(NAMES)
+    assert max(first.values()) < 150  # 100 expected, standard deviation 9.4
+    assert min(first.values()) > 50
+
+
+class Drawn:
+    """Label maps of one row, given as counts of pixels per class."""
+
+    unit = "section"
+
+    def __init__(self, counts: Sequence[Sequence[int]], ignored: int = 0) -> None:
+        self.counts, self.ignored = counts, ignored
+        self.names = [f"s{i}" for i in range(len(counts))]
+        self.num_classes = len(counts[0])
+
+    def read(self, name: str) -> Sample:
+        row = np.repeat(np.arange(self.num_classes), self.counts[self.names.index(name)])
+        row = np.concatenate([row, np.full(self.ignored, IGNORE)]).astype(np.uint8)
+        return Sample(np.zeros((1, len(row)), np.uint8), row[None])
+
+
+def worth(source: Drawn, names: Sequence[str]) -> float:
+    """What the choice is to make large: sum over classes of the square root of collected area."""
+    areas = np.array([np.bincount(source.read(n).target[0], minlength=256)[: source.num_classes] for n in names])
+    sizes = np.array([source.read(name).target.size for name in names])
+    return float(np.sqrt((areas / sizes[:, None]).sum(0)).sum())
+
+
+@pytest.mark.parametrize("table_seed", range(6))
+def test_the_representative_choice_is_near_the_best_of_all(table_seed: int) -> None:
+    rng = np.random.default_rng(table_seed)
+    counts = rng.integers(0, 30, (8, 4)) * (rng.random((8, 4)) < 0.5)
+    counts[:, 0] += 5
+    source = Drawn(counts.tolist(), ignored=3)
+    for count in (1, 2, 3):
+        chosen = choose_representative(source, source.names, count, seed=0)  # type: ignore[arg-type]
+        assert len(set(chosen)) == count
+        best = max(worth(source, some) for some in combinations(source.names, count))
+        found = worth(source, chosen)
+        assert found <= best + 1e-12
+        assert found >= (1 - 1 / np.e) * best  # what greedy choice guarantees for such a sum
+        if count == 1:
+            assert found == pytest.approx(best)
+
+
+def test_the_representative_choice_covers_rare_classes() -> None:
+    # common maps hold classes 0 and 1 only; classes 2 and 3 lie in one map each
+    counts = [[90, 10, 0, 0]] * 6 + [[80, 0, 20, 0], [0, 80, 0, 20]]
+    source = Drawn(counts)
+    for seed in range(4):
+        chosen = choose_representative(source, source.names, 2, seed)  # type: ignore[arg-type]
+        best = max(combinations(source.names, 2), key=lambda some: worth(source, some))
+        assert set(chosen) == set(best) == {"s6", "s7"}
+    # chosen by chance, most seeds would miss them
+    assert sum(set(choose_random(source.names, 2, seed)) == {"s6", "s7"} for seed in range(20)) < 5
+
+
+def test_equal_maps_are_told_apart_by_the_seed() -> None:
+    source = Drawn([[5, 5]] * 9)
+    picks = {choose_representative(source, source.names, 1, seed)[0] for seed in range(30)}  # type: ignore[arg-type]
+    assert len(picks) > 4
+    again = [choose_representative(source, source.names, 3, 2) for _ in range(2)]  # type: ignore[arg-type]
+    assert again[0] == again[1]

@@ -1,0 +1,189 @@
+"""Teaching a network its classes: the squares it sees, the losses it is given, and that it learns."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from geoseg.data.module import DataModule, Split
+from geoseg.data.synthetic import SyntheticEarth
+from geoseg.optim import adamw, constant
+from geoseg.tasks.labelling import Crops, LabellingTask, cross_entropy, cross_entropy_dice
+from geoseg.tasks.task import Fit
+from geoseg.types import IGNORE
+
+KEYS = [(i, visit) for visit in range(4) for i in range(3)]
+
+
+def crops(size: int = 12, flip: bool = True, phase: str = "train", seed: int = 0) -> Crops:
+    source = SyntheticEarth(size=24, train=3, val=0, test=0)
+    return Crops(Split(source, source.names), size, flip, phase, seed)
+
+
+def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a["name"] == b["name"] and torch.equal(a["image"], b["image"]) and torch.equal(a["target"], b["target"])
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")  # workers of a DataLoader are forked
+def test_an_item_is_the_same_in_any_order_and_any_worker() -> None:
+    view = crops()
+    wanted = {key: view[key] for key in KEYS}
+    fresh = crops()
+    assert all(equal(fresh[key], wanted[key]) for key in reversed(KEYS))
+    batches = [KEYS[i : i + 2] for i in range(0, len(KEYS), 2)]
+    for workers in (0, 2):
+        for keys, batch in zip(batches, DataLoader(crops(), batch_sampler=batches, num_workers=workers), strict=True):
+            for i, key in enumerate(keys):
+                assert torch.equal(batch["image"][i], wanted[key]["image"])
+                assert torch.equal(batch["target"][i], wanted[key]["target"])
+
+
+def test_every_part_of_the_key_counts() -> None:
+    made = [crops()[0, 0], crops()[0, 1], crops(seed=1)[0, 0], crops(phase="validation")[0, 0], crops()[1, 0]]
+    assert all(not torch.equal(a["image"], b["image"]) for i, a in enumerate(made) for b in made[:i])
+
+
+def test_squares_come_from_the_picture_and_half_of_them_are_mirrored() -> None:
+    view, unflipped = crops(), crops(flip=False)
+    whole, mirrored = view.split[0], []
+    for visit in range(40):
+        item, upright = view[0, visit], unflipped[0, visit]
+        places = [
+            (top, left)
+            for top in range(13)
+            for left in range(13)
+            if all(
+                torch.equal(whole[part][..., top : top + 12, left : left + 12], upright[part])
+                for part in ("image", "target")
+            )
+        ]
+        assert len(places) == 1
+        turned = {key: value.flip(-1) if isinstance(value, Tensor) else value for key, value in upright.items()}
+        assert equal(item, upright) or equal(item, turned)
+        mirrored.append(equal(item, turned))
+    assert 10 <= sum(mirrored) <= 30
+
+
+def test_a_picture_smaller_than_the_square_is_mirrored() -> None:
+    item, whole = crops(size=30, flip=False)[1, 0], crops().split[1]
+    margins = ((0, 6), (0, 6))
+    np.testing.assert_array_equal(item["target"].numpy(), np.pad(whole["target"].numpy(), margins, mode="symmetric"))
+    np.testing.assert_array_equal(item["image"][0].numpy(), np.pad(whole["image"][0].numpy(), margins, mode="symmetric"))
+
+
+def test_cross_entropy_is_torchs_without_the_ignored_pixels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 5, 6, generator=generator)
+    target = torch.randint(4, (3, 5, 6), generator=generator)
+    target[0, :2] = IGNORE
+    target[2] = IGNORE
+    found = cross_entropy(logits, target)
+    for i in range(2):
+        wanted = F.cross_entropy(logits[i : i + 1], target[i : i + 1], ignore_index=IGNORE)
+        torch.testing.assert_close(found[i], wanted)
+    assert found[2] == 0
+
+
+def test_soft_dice_by_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, generator=generator)
+    target = torch.randint(2, (2, 4, 5), generator=generator)  # class 2 is never there
+    target[0, 0] = IGNORE
+    found = cross_entropy_dice(logits, target) - cross_entropy(logits, target)
+    for i in range(2):
+        probs = logits[i].softmax(0)
+        terms = []
+        for k in range(2):
+            overlap = total = 0.0
+            for y in range(4):
+                for x in range(5):
+                    if target[i, y, x] != IGNORE:
+                        true = float(target[i, y, x] == k)
+                        overlap += float(probs[k, y, x]) * true
+                        total += float(probs[k, y, x]) + true
+            terms.append((2 * overlap + 1) / (total + 1))
+        assert float(found[i]) == pytest.approx(1 - sum(terms) / 2, rel=1e-5)
+
+
+def test_a_perfect_answer_costs_nothing() -> None:
+    target = torch.randint(3, (2, 6, 6), generator=torch.Generator().manual_seed(0))
+    logits = 100.0 * F.one_hot(target, 3).movedim(-1, 1)
+    assert cross_entropy_dice(logits, target).abs().max() < 1e-5
+    assert cross_entropy_dice(logits, torch.full_like(target, IGNORE)).isfinite().all()
+
+
+class Shades(nn.Module):
+    """A network of one hidden layer that sees one pixel at a time."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, num_classes, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.net(image)
+
+
+def task(model: nn.Module, seed: int = 0, epochs: int = 30) -> LabellingTask:
+    return LabellingTask(
+        model,
+        cross_entropy,
+        seed,
+        crop=16,
+        fit=Fit(epochs=epochs, batch_size=2),
+        lr=0.05,
+        optimizer=functools.partial(adamw, weight_decay=0.0),
+        schedule=constant,
+    )
+
+
+def fitted(seed: int = 0, workers: int = 0) -> LabellingTask:
+    data = DataModule(SyntheticEarth("crater", size=24, train=2, val=1, test=1), num_train=2, workers=workers)
+    data.prepare()
+    made = task(Shades(), seed)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(made, datamodule=data)
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*is deprecated")
+def test_it_learns_and_is_repeatable_and_comes_back_from_disk(tmp_path: Path) -> None:
+    first = fitted()
+    batch = next(iter(DataLoader(first.view(Split(SyntheticEarth("crater", size=24), ["train_0000"]), False), sampler=[(0, 0)])))
+    before, after = task(Shades()).loss(batch), first.loss(batch)
+    assert after < 0.8 * before
+    assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), fitted().model.parameters(), strict=True))
+    assert not all(
+        torch.equal(a, b) for a, b in zip(first.model.parameters(), fitted(seed=1).model.parameters(), strict=True)
+    )
+    assert first.save(tmp_path / "a") == [tmp_path / "a" / "model.safetensors"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["model.safetensors"]
+    loaded = task(Shades())
+    loaded.load(tmp_path / "a")
+    assert torch.equal(loaded.loss(batch), after)
+
+
+def test_training_squares_are_flipped_and_validation_squares_are_not() -> None:
+    source = SyntheticEarth(size=24, train=3, val=0, test=0)
+    made = task(Shades())
+    train, validation = (made.view(Split(source, source.names), training=t) for t in (True, False))
+    assert (train.flip, train.phase) == (True, "train")
+    assert (validation.flip, validation.phase) == (False, "validation")

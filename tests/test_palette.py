@@ -1,0 +1,86 @@
+"""Class indices and colours, against colour arithmetic done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import ImageColor
+
+from geoseg.palette import IGNORED_COLOUR, SFM_FACIES, Palette, facies_palette
+
+THREE = ["#000000", "#FF0000", "#0082F4"]
+
+
+def test_painting_looks_colours_up() -> None:
+    labels = torch.tensor([[[0, 1], [2, 255]]])
+    painted = Palette(THREE).paint(labels)
+    assert painted.shape == (1, 3, 2, 2)
+    assert painted.dtype == torch.float32
+    wanted = [[ImageColor.getrgb(THREE[0]), ImageColor.getrgb(THREE[1])], [ImageColor.getrgb(THREE[2]), IGNORED_COLOUR]]
+    np.testing.assert_array_equal((painted[0].permute(1, 2, 0) * 255).round().int().numpy(), np.array(wanted))
+
+
+@pytest.mark.parametrize("num_classes", [2, 6, 15])
+def test_what_is_painted_is_read_back(num_classes: int) -> None:
+    palette = Palette(facies_palette(num_classes))
+    labels = torch.randint(num_classes, (2, 9, 7), generator=torch.Generator().manual_seed(0))
+    probs = palette.decode(palette.paint(labels))
+    assert torch.equal(probs.argmax(1), labels)
+    torch.testing.assert_close(probs.sum(1), torch.ones(2, 9, 7))
+
+
+def test_probabilities_by_hand() -> None:
+    palette = Palette(THREE, softness=0.2)
+    pixel = (0.3, 0.5, 0.9)
+    probs = palette.decode(torch.tensor(pixel).view(1, 3, 1, 1)).flatten().tolist()
+    colours = [(0, 0, 0), (1, 0, 0), (0, 130 / 255, 244 / 255)]
+    # a class loses a factor e for every (softness)^2 of mean squared distance per channel
+    worth = [math.exp(-sum((p - c) ** 2 for p, c in zip(pixel, colour)) / 3 / 0.2**2) for colour in colours]
+    assert probs == pytest.approx([w / sum(worth) for w in worth], rel=1e-4)
+
+
+def test_the_nearest_colour_wins() -> None:
+    palette = Palette(facies_palette(9))
+    picture = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(1))
+    pixels = picture[0].flatten(1).T
+    nearest = torch.cdist(pixels, palette.colours, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    assert torch.equal(palette.decode(picture).argmax(1).flatten(), nearest)
+
+
+def test_grey_pictures_count_as_three_equal_channels() -> None:
+    palette = Palette(THREE)
+    grey = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(palette.decode(grey), palette.decode(grey.repeat(1, 3, 1, 1)))
+
+
+def test_the_standard_colours_stay_apart() -> None:
+    assert facies_palette(6) == list(SFM_FACIES)
+    for num_classes in (2, 6, 12, 20):
+        colours = Palette(facies_palette(num_classes)).colours
+        assert len(colours) == num_classes
+        assert torch.pdist(torch.cat([colours, torch.tensor([IGNORED_COLOUR]) / 255])).min() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("colours", "softness", "message"),
+    [
+        (["#000000", "#000000"], 0.1, "all different"),
+        (["#000000", "#00000A", "#00000a"], 0.1, "all different"),
+        (["#000000"], 0.1, "at least two"),
+        (["#000000", "red"], 0.1, "'#RRGGBB', got 'RED'"),
+        (["#000000", "#GG0000"], 0.1, "'#RRGGBB'"),
+        (["#000000", "#FFFFFF"], 0.0, "softness must be above 0"),
+    ],
+)
+def test_mistakes(colours: list[str], softness: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Palette(colours, softness)
+
+
+@pytest.mark.parametrize("label", [3, -1, 254])
+def test_a_label_without_a_colour_is_an_error(label: int) -> None:
+    with pytest.raises(ValueError, match="do not fit the 3 colours"):
+        Palette(THREE).paint(torch.tensor([[[0, label]]]))
