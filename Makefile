@@ -60,8 +60,21 @@ lock: $(READY) ## choose versions anew where pyproject.toml asks for it; ARGS=--
 	$(COMPILE) $(ARGS) --extra dev -o requirements.lock pyproject.toml
 	echo uv==$(UV_VERSION) | $(COMPILE) -o requirements-uv.txt -
 
+# where the latest run of an experiment keeps what it trained: $(call trained,NAME)
+trained = $$($(BIN)/python -c 'import json, pathlib; \
+	record = max(pathlib.Path("runs/$(1)").glob("*/record.json"), key=lambda path: path.stat().st_mtime); \
+	print(pathlib.Path("runs/fits", json.loads(record.read_text())["fit_id"], "adapter"))')
+
+checkpoints: $(READY) ## train the embedded checkpoints anew, hours on a CPU, and put them into geoseg/assets
+	$(BIN)/geoseg run experiment=demo_autoencoder $(ARGS)
+	$(BIN)/geoseg run experiment=demo_base method.model.vae=$(call trained,demo_autoencoder)/vae $(ARGS)
+	$(BIN)/geoseg run experiment=demo_sam $(ARGS)
+	$(BIN)/python -c 'import sys; from geoseg.diffusion.latent_diffusion import LatentDiffusion; \
+		LatentDiffusion.load(sys.argv[1]).save("geoseg/assets/stable-diffusion", half=True)' $(call trained,demo_base)
+	mkdir -p geoseg/assets/sam && cp $(call trained,demo_sam)/* geoseg/assets/sam/
+
 report: $(READY) ## results.csv and the table of every experiment, from the records in runs/
-	@for folder in experiments/*/; do \
+	@for folder in experiments/*/; do test -d "$$folder" || continue; \
 		if test -d "runs/$$(basename $$folder)"; then $(BIN)/geoseg report "runs/$$(basename $$folder)" --to "$$folder"; \
 		else echo "$$folder: no runs here, table left as it is"; fi; done
 

@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(words: list[str]) -> int:
     """The main job with its defaults spelt out."""
     if any(word in ("-h", "--help") for word in words):
-        print("geoseg demo [key=value ...]: geoseg run experiment=label_lora data=synthetic checkpoints=demo trainer=auto")
+        print(
+            "geoseg demo [key=value ...]: geoseg run experiment=label_lora data=synthetic checkpoints=demo trainer=auto"
+        )
         return 0
     return _run(["experiment=label_lora", "data=synthetic", "checkpoints=demo", "trainer=auto", *words])
 
@@ -57,8 +59,9 @@ def _demo(words: list[str]) -> int:
 def _report(words: list[str]) -> int:
     """Gathers records."""
     parser = argparse.ArgumentParser(
-        "geoseg report", description="Gathers records: one row per run and stage in FOLDER/results.csv, and the summary "
-        "table in FOLDER/README.md, where that file has the marks for it."
+        "geoseg report",
+        description="Gathers records: one row per run and stage in FOLDER/results.csv, and the summary "
+        "table in FOLDER/README.md, where that file has the marks for it.",
     )
     parser.add_argument("runs", nargs="+", help="folders to search for record.json")
     parser.add_argument("--to", required=True, metavar="FOLDER", help="where results.csv is written")
@@ -74,7 +77,11 @@ def _report(words: list[str]) -> int:
     folder = Path(options.to)
     print(f"{len(records)} records -> {write_results(records, folder / 'results.csv')}")
     if (folder / "README.md").is_file():
-        print(f"table -> {write_table(records, folder / 'README.md')}")
+        try:
+            print(f"table -> {write_table(records, folder / 'README.md')}")
+        except ValueError as error:
+            print(f"geoseg report: {error}", file=sys.stderr)
+            return 2
     else:
         print(summary(records))
     return 0
@@ -95,20 +102,21 @@ def _run(words: list[str]) -> int:
     multirun = "-m" in words or "--multirun" in words
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     asked = any(word in ("-h", "--help", "--hydra-help") for word in words)
+    own = [after for word, after in zip(words, words[1:], strict=False) if word in OWN]
+    own += [word.partition("=")[2] for word in words if word.partition("=")[0] in OWN and "=" in word]
     if not asked:
         try:
-            check_overrides(overrides, multirun)
+            check_overrides(overrides, multirun, own)
         except (HydraException, ValueError) as error:
             print(f"geoseg: {error}", file=sys.stderr)
             return 2
     result: list[int] = []
 
     def job(cfg: Any) -> float | None:
-        from geoseg.tasks.task import TrainingDiverged
-
         quieten()
         from geoseg.report import print_run
         from geoseg.run import run
+        from geoseg.tasks.task import TrainingDiverged
 
         try:
             records, folder = run(cfg)
@@ -117,8 +125,17 @@ def _run(words: list[str]) -> int:
             result.append(2 if isinstance(error, ValueError) else 3)
             return None
         print_run(records, folder)
+        if cfg.objective is None:
+            result.append(0)
+            return None
+        scores = {name: value for name, value in records[0]["scores"].items() if name.startswith("val/")}
+        if scores.get(cfg.objective) is None:
+            there = f"there are {', '.join(scores)}" if scores else "it has none of validation; see data.num_val"
+            print(f"geoseg: objective={cfg.objective} is no score of this run; {there}", file=sys.stderr)
+            result.append(2)
+            return None
         result.append(0)
-        return None if cfg.objective is None else float(records[0]["scores"][cfg.objective])
+        return float(scores[cfg.objective])
 
     before = sys.argv
     try:
@@ -138,7 +155,13 @@ def _run(words: list[str]) -> int:
     return max(result, default=0)
 
 
-def check_overrides(words: Sequence[str], multirun: bool = False) -> None:
+OWN = ("--config-dir", "-cd")
+"""Options of Hydra that name a folder with a user's own experiments."""
+
+QUOTES = "put quotes around a value with commas, brackets or colons, inside quotes for the shell: 'key=\"value\"'"
+
+
+def check_overrides(words: Sequence[str], multirun: bool = False, folders: Sequence[str] = ()) -> None:
     """Composes the configuration once, so that a misspelt key is told before anything heavy is imported.
 
     Raises:
@@ -146,20 +169,19 @@ def check_overrides(words: Sequence[str], multirun: bool = False) -> None:
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException, OverrideParseException
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     from geoseg.config import conf_folder
 
-    single = []
+    single = [f"hydra.searchpath=[{','.join(os.path.abspath(folder) for folder in folders)}]"] if folders else []
     for word in words:
         try:
             override = OverridesParser.create().parse_override(word)
-        except OverrideParseException as error:
-            raise ValueError(
-                f"cannot read {word!r}: {str(error).splitlines()[0]}; put quotes around a value with commas, brackets "
-                f"or colons, inside quotes for the shell: 'key=\"value\"'"
-            ) from None
+        except HydraException as error:
+            raise ValueError(f"cannot read {word!r}: {str(error).splitlines()[0]}; {QUOTES}") from None
+        if not multirun and override.is_sweep_override():
+            raise ValueError(f"{word!r} names several values: geoseg run -m runs one after the other; or {QUOTES}")
         if multirun and override.is_sweep_override():
             first = next(iter(override.sweep_string_iterator()))
             word = f"{override.get_key_element()}={first}"

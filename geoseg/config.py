@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -58,7 +59,7 @@ def plain(config: Any) -> Any:
     """
     if not OmegaConf.is_config(config):
         return config
-    missing = sorted(OmegaConf.missing_keys(config))
+    missing = sorted(_missing(OmegaConf.to_container(config, resolve=False)))
     if missing:
         raise ValueError(f"the configuration needs a value for {', '.join(missing)}; give it as key=value")
     return OmegaConf.to_container(config, resolve=True)
@@ -89,17 +90,29 @@ def check_targets(config: Any, trust: Sequence[str]) -> None:
 
 
 def build(node: Any, /, **available: Any) -> Any:
-    """Instantiates a node (None stays None); a partial is completed with what its signature names of ``available``."""
+    """Instantiates a node (None stays None); a partial is completed with what its signature names of ``available``.
+
+    Raises:
+        ValueError: what the object said, or a key that it has no argument for.
+    """
     if node is None:
         return None
-    made = instantiate(node, _convert_="all")
-    return complete(made, **available) if isinstance(made, functools.partial) else made
+    try:
+        made = instantiate(node, _convert_="all")
+        return complete(made, **available) if isinstance(made, functools.partial) else made
+    except (InstantiationException, TypeError) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, ValueError):
+            raise cause from None
+        if isinstance(cause, TypeError) and _ARGUMENTS.search(str(cause)):
+            raise ValueError(f"{node['_target_']}: {cause}; look at its keys with --cfg job") from None
+        raise
 
 
-def complete(partial: Callable[..., Any], /, **available: Any) -> Any:
-    """Calls ``partial`` with those of ``available`` that it has a parameter for."""
-    parameters = inspect.signature(partial).parameters
-    return partial(**{name: value for name, value in available.items() if name in parameters})
+def complete(partial: functools.partial[Any], /, **available: Any) -> Any:
+    """Calls ``partial`` with those of ``available`` that it has a parameter for and no value yet."""
+    wanted = inspect.signature(partial.func).parameters.keys() - partial.keywords.keys()
+    return partial(**{name: value for name, value in available.items() if name in wanted})
 
 
 def identity(*parts: Any) -> str:
@@ -128,7 +141,19 @@ def redact(config: Any) -> Any:
 
 _SECRET = re.compile(r"(^|_)(api_?key|token|password|passwd|secret|credentials?)($|_)", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
+_ARGUMENTS = re.compile(r"unexpected keyword argument|missing \d+ required")
 _QUERY = re.compile(r"([?&](?:\w+_)?(?:api_?key|token|password|secret|signature)=)[^&\s]+", re.IGNORECASE)
+
+
+def _missing(node: Any, where: str = "") -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _missing(value, f"{where}.{key}" if where else str(key))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _missing(value, f"{where}[{i}]")
+    elif node == "???":
+        yield where
 
 
 def _without_places(part: Any) -> Any:

@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -37,9 +37,7 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         # JSON has no word for nan and infinity
-        numbers = {
-            name: value if math.isfinite(value) else None for name, value in metrics.items() if name != "epoch"
-        }
+        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items() if name != "epoch"}
         if numbers:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **numbers}) + "\n")
@@ -132,12 +130,12 @@ class WandbLogger(Logger):
 
         self._call(keep)
 
-    def close(self, summary: Mapping[str, float]) -> None:
-        """Writes the final scores and ends the wandb run."""
+    def close(self, summary: Mapping[str, float], failed: bool = False) -> None:
+        """Writes the final scores and ends the wandb run, where that has not been done."""
 
         def end(run: Any) -> None:
             run.summary.update(dict(summary))
-            run.finish()
+            run.finish(exit_code=int(failed))
 
         self._call(end)
         self._run = None
@@ -165,7 +163,7 @@ class WandbLogger(Logger):
             group=group,
             tags=list(tags),
             config=dict(config),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),
             resume="allow",
             reinit="finish_previous",
             settings=wandb.Settings(
@@ -182,6 +180,6 @@ class WandbLogger(Logger):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # wandb's own advice; what matters reaches the except below
                 action()
-        except Exception as error:  # noqa: BLE001 - whatever wandb does, the run goes on
+        except Exception as error:
             self._run = None
             log.warning("Weights & Biases is off for the rest of this run: %s", error)

@@ -47,8 +47,8 @@ def main_table(records: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(
         title=f"{first['experiment']}, seed {first['seed']}: {len(first['data']['test'])} test profiles, "
         f"checkpoints={first['checkpoints']['kind']}",
-        caption="Dice loss on grey intensities, ↓ lower is better. Label map: first line as drawn, second line after the "
-        "best one-to-one matching of classes, ↑ higher is better.",
+        caption="Dice loss on grey intensities, ↓ lower is better. Label map: first line as drawn, second line after "
+        "the best one-to-one matching of classes, ↑ higher is better.",
         box=box.SIMPLE,
     )
     table.add_column("method")
@@ -94,15 +94,15 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
     if "sam/masks" in first.get("facts", {}):
         facts = first["facts"]
         console.print(
-            f"Segment Anything found {facts['sam/masks']:.1f} masks per picture, which cover {facts['sam/coverage']:.0%} "
-            f"of it; the largest covers {facts['sam/largest']:.0%}"
+            f"Segment Anything found {facts['sam/masks']:.1f} masks per picture, which cover "
+            f"{facts['sam/coverage']:.0%} of it; the largest covers {facts['sam/largest']:.0%}"
         )
     fits = folder.parent.parent / "fits" / str(first["fit_id"])
-    lines = {"record": folder / "record.json"}
-    lines |= {"adapter": fits / "adapter" / file for file in first.get("adapter", [])}
-    lines |= {f"figure {Path(figure).stem}": folder / figure for figure in first.get("figures", [])}
+    lines = [("record", folder / "record.json")]
+    lines += [("adapter", fits / "adapter" / file) for file in first.get("adapter", [])]
+    lines += [(f"figure {Path(figure).stem}", folder / figure) for figure in first.get("figures", [])]
     minutes = sum(sum(record["minutes"].values()) for record in records)
-    for what, path in lines.items():
+    for what, path in lines:
         console.print(f"{what:<16} {path}", soft_wrap=True, highlight=False)
     console.print(f"{'minutes':<16} {minutes:.1f} in all, {first['minutes']['fit']:.1f} of them training the adapter")
 
@@ -178,41 +178,45 @@ REFERENCE = "input as is"
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
-    """Finished records as one Markdown table: a row per method and stage, mean and deviation over runs.
+    """Finished records as one Markdown table: a row per method, what it was given and stage; mean and deviation of runs.
 
     The last columns hold the mean difference to ``input as is`` over independent units (a unit's score is its mean
     over the runs that tested it), with a 95 % bootstrap interval over units.
     """
-    done = [record for record in records if record["status"] == "done"]
-    groups: dict[tuple[str, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
+    done = [record for record in records if record["status"] == "done" and "units" in record]  # trained and tested
+    groups: dict[tuple[str, str, str, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
     for record in done:
         pairs = record["stages"] or {"": record["scores"]}
         units = record["stages_per_unit"] if record["stages"] else {"": record["per_unit"]}
         for stage, scores in pairs.items():
             own = {"units": dict(zip(record["units"]["names"], _per_unit(units[stage]), strict=True))}
-            groups.setdefault((record["method"], stage), []).append((scores, {**own, "record": record}))
-    reference = _unit_means(groups.get((REFERENCE, ""), []))
+            words = given(record).replace("\n", " ")
+            group = (record["method"], stage, words, record["checkpoints"]["kind"])
+            groups.setdefault(group, []).append((scores, {**own, "record": record}))
+    reference = _unit_means(
+        [member for group, members in groups.items() if group[0] == REFERENCE for member in members]
+    )
     titles = [title.replace("\n", " ") for title in CLASS.values()]
-    head = ["method", "given", "runs", "Dice loss label-generated ↓"]
+    head = ["method", "given", "checkpoints", "runs", "Dice loss label-generated ↓"]
     head += [f"{title} ↑" for title in titles] + [f"matched {title} ↑" for title in titles]
     head += ["Dice loss − input as is ↓", "matched IoU − input as is ↑"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (method, stage), members in sorted(groups.items(), key=lambda item: _order(item[0], done)):
+    for (method, stage, words, kind), members in sorted(groups.items(), key=_order):
         columns = ["dice_loss/label_generated", *CLASS, *(f"matched/{score}" for score in CLASS)]
-        row = [f"{method}: {stage}" if stage else method, given(members[0][1]["record"]).replace("\n", " ")]
-        row += [str(len(members))]
+        row = [f"{method}: {stage}" if stage else method, words, kind, str(len(members))]
         row += [_mean_deviation([scores.get(f"test/{name}") for scores, _ in members]) for name in columns]
         mine = _unit_means(members)
-        row += [_difference(mine, reference, k) if (method, stage) != (REFERENCE, "") else "" for k in (0, 1)]
+        row += [_difference(mine, reference, k) if method != REFERENCE else "" for k in (0, 1)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _order(group: tuple[str, str], records: Sequence[Mapping[str, Any]]) -> tuple[int, str, int]:
-    """Controls first, then methods by name, stages in the order they were drawn."""
-    method, stage = group
-    record = next(record for record in records if record["method"] == method)
-    return bool(record["given"]["labels"]), method, list(record["stages"]).index(stage) if stage else 0
+def _order(group: tuple[tuple[str, str, str, str], Sequence[tuple[Any, Mapping[str, Any]]]]) -> tuple[Any, ...]:
+    """Controls first, then methods by name and number of labels, stages in the order they were drawn."""
+    (method, stage, _, kind), members = group
+    record = members[0][1]["record"]
+    labels = record["given"]["labels"]
+    return bool(labels), method, labels, kind, list(record["stages"]).index(stage) if stage else 0
 
 
 def _per_unit(scores: Mapping[str, Sequence[float | None]]) -> list[tuple[float | None, float | None]]:

@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,6 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger
-from torch import nn
 
 from geoseg import lora, progress
 from geoseg.config import build, check_targets, identity, plain, redact
@@ -56,8 +55,8 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
     data.prepare()
     if not data.names["test"] and any(method["predictor"] is not None for method in methods.values()):
         raise ValueError(
-            f"no sample is left to test on: {len(data.names['train'])} of {len(data.source.names)} are for training and "
-            f"{len(data.names['val'])} for validation; lower data.num_train or data.num_val, or add samples"
+            f"no sample is left to test on: {len(data.names['train'])} of {len(data.source.names)} are for training "
+            f"and {len(data.names['val'])} for validation; lower data.num_train or data.num_val, or add samples"
         )
     jobs = [Job(settings, method, data) for method in methods.values()]
     models = Models()
@@ -145,6 +144,7 @@ class Job:
         available = {"palette": data.palette, "num_classes": data.num_classes, "seed": seed}
         model = models.get(method, available)
         adapter = build(method["adapter"])
+        wandb: list[WandbLogger] = []
         try:
             if adapter is not None:
                 adapter.attach(model.parts())
@@ -154,7 +154,9 @@ class Job:
                     predictor = build(wrapper, predictor=predictor, **available)
             task = build(method["task"], model=model, adapter=adapter, **available)
             wandb = self._wandb()
-            fitted = {"minutes": 0.0, "files": [], "scores": {}} if task is None else self._fit(task, bare, wandb)
+            fitted: dict[str, Any] = {"minutes": 0.0, "files": [], "scores": {}}
+            if task is not None:
+                fitted = self._fit(task, bare, wandb)
             results: dict[str, Any] = {
                 "scores": fitted["scores"],
                 "stages": {},
@@ -190,6 +192,8 @@ class Job:
                 logger.close({name: value for name, value in record["scores"].items() if value is not None})
             return record
         finally:
+            for logger in wandb:
+                logger.close({}, failed=True)  # unless it was closed above
             if adapter is not None:
                 lora.detach(model.parts())
 
@@ -294,7 +298,11 @@ class Job:
                 run_id=self.run_id,
                 group=self.settings["name"],
                 title=f"{self.method['title']} {self.run_id}",
-                tags=[*self.settings["tags"], self.method["title"], f"checkpoints={self.settings['checkpoints']['kind']}"],
+                tags=[
+                    *self.settings["tags"],
+                    self.method["title"],
+                    f"checkpoints={self.settings['checkpoints']['kind']}",
+                ],
                 config=self._config(),
             )
         ]
@@ -372,11 +380,15 @@ class Samples(pl.Callback):
         prediction = self.predictor.predict(image, generators)
         for module, was in training:
             module.training = was
+        palette = self.data.palette
+        assert palette is not None
         answer = prediction.painted
         if answer is None:
-            answer = self.data.palette.paint(prediction.labels)
-        labels = self.data.palette.paint(torch.stack([item["target"] for item in self.items]))
-        path = draw_samples(image.cpu(), answer.float().cpu(), labels, self.folder / "samples" / f"epoch_{epoch:04d}.png")
+            answer = palette.paint(prediction.labels)
+        labels = palette.paint(torch.stack([item["target"] for item in self.items]))
+        path = draw_samples(
+            image.cpu(), answer.float().cpu(), labels, self.folder / "samples" / f"epoch_{epoch:04d}.png"
+        )
         for logger in self.wandb:
             logger.log_pictures("samples", [path])
 

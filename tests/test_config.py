@@ -75,10 +75,12 @@ def test_trust_opens_one_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_targets_are_found_at_any_depth() -> None:
-    deep = OmegaConf.create({"a": [{"b": 1}, {"c": {"_target_": "geoseg.config.build", "d": [{"_target_": "os.abort"}]}}]})
+    deep = OmegaConf.create(
+        {"a": [{"b": 1}, {"c": {"_target_": "geoseg.config.build", "d": [{"_target_": "os.abort"}]}}]}
+    )
     with pytest.raises(ValueError, match=r"a\[1\]\.c\.d\[0\] names os\.abort"):
         check_targets(deep, [])
-    with pytest.raises(ValueError, match="the configuration names os.abort"):
+    with pytest.raises(ValueError, match=r"the configuration names os.abort"):
         check_targets({"_target_": "os.abort"}, [])
 
 
@@ -102,11 +104,41 @@ class _Source:
     class_names = ("a", "b")
 
 
+def test_what_an_object_says_reaches_the_user_as_it_said_it() -> None:
+    source = {"_target_": "geoseg.data.synthetic.SyntheticEarth", "kind": "coal"}
+    with pytest.raises(ValueError, match="^kind 'coal' is not drawn"):
+        build({"_target_": "geoseg.data.module.DataModule", "source": source})
+    partial = {"_target_": "geoseg.tasks.task.Fit", "_partial_": True, "epochs": 0}
+    with pytest.raises(ValueError, match="^method.task.fit.epochs must be 1 or more"):
+        build(partial)
+    for more in ({}, {"_partial_": True}):
+        with pytest.raises(ValueError, match="Fit: .*unexpected keyword argument 'epoch'"):
+            build({"_target_": "geoseg.tasks.task.Fit", "epoch": 3, **more})
+        with pytest.raises(ValueError, match=r"DataModule: .*missing 1 required.*'source'"):
+            build({"_target_": "geoseg.data.module.DataModule", **more})
+
+
+def test_other_errors_are_not_hidden() -> None:
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        build({"_target_": "tests.test_config.divide"})
+    with pytest.raises(TypeError, match="concatenate"):
+        build({"_target_": "tests.test_config.mix", "_partial_": True})
+
+
+def divide() -> float:
+    return 1 / int("0")
+
+
+def mix() -> str:
+    return "a" + 1  # type: ignore[operator]
+
+
 def test_complete_gives_only_what_is_wanted() -> None:
     def wants(a: int, b: int = 0) -> tuple[int, int]:
         return a, b
 
     assert complete(functools.partial(wants, b=5), a=1, c=2) == (1, 5)
+    assert complete(functools.partial(wants, b=5), a=1, b=7) == (1, 5)  # what the configuration says counts
 
 
 def test_plain_resolves_and_names_what_is_missing() -> None:
@@ -115,6 +147,8 @@ def test_plain_resolves_and_names_what_is_missing() -> None:
     assert plain({"a": 1}) == {"a": 1}
     with pytest.raises(ValueError, match=r"a value for a\.b, a\.c; give it as key=value"):
         plain(OmegaConf.create({"a": {"b": "???", "c": "???"}}))
+    with pytest.raises(ValueError, match=r"a value for root; give"):
+        plain(OmegaConf.create({"root": "???", "source": {"root": "${root}"}}))
 
 
 def test_identity_of_the_same_thing_said_otherwise() -> None:
@@ -167,7 +201,9 @@ def test_secrets_are_taken_out_and_nothing_else() -> None:
     assert config["api_key"] == "A1"  # the given one is left alone
 
 
-def test_the_configuration_is_found_in_a_checkout_and_in_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_configuration_is_found_in_a_checkout_and_in_a_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from geoseg import config
 
     assert (conf_folder() / "run.yaml").is_file()

@@ -38,7 +38,9 @@ def test_probabilities_by_hand() -> None:
     probs = palette.decode(torch.tensor(pixel).view(1, 3, 1, 1)).flatten().tolist()
     colours = [(0, 0, 0), (1, 0, 0), (0, 130 / 255, 244 / 255)]
     # a class loses a factor e for every (softness)^2 of mean squared distance per channel
-    worth = [math.exp(-sum((p - c) ** 2 for p, c in zip(pixel, colour)) / 3 / 0.2**2) for colour in colours]
+    worth = [
+        math.exp(-sum((p - c) ** 2 for p, c in zip(pixel, colour, strict=True)) / 3 / 0.2**2) for colour in colours
+    ]
     assert probs == pytest.approx([w / sum(worth) for w in worth], rel=1e-4)
 
 

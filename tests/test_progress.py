@@ -101,7 +101,7 @@ def test_outside_a_display_nothing_happens(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_display_ends_with_an_error() -> None:
     console = screen()
-    with pytest.raises(RuntimeError, match="stop"), progress.display(console=console):
+    with pytest.raises(RuntimeError, match="stop"), progress.display(console=console):  # noqa: PT012
         progress.advance("training")
         raise RuntimeError("stop")
     written = text(console)

@@ -48,7 +48,9 @@ def label_lora(
     )
 
 
-def fit(task: Task, data: DataModule, folder: Path | None = None, callbacks: Sequence[pl.Callback] = (), **more: Any) -> Task:
+def fit(
+    task: Task, data: DataModule, folder: Path | None = None, callbacks: Sequence[pl.Callback] = (), **more: Any
+) -> Task:
     """Trains as a run does; numbers go to ``folder/metrics.jsonl``."""
     data.prepare()
     steps = -(-len(data.train) // task.fit.batch_size) * task.fit.epochs * task.fit.repeats

@@ -19,7 +19,7 @@ from geoseg.palette import Palette, facies_palette
 class Split(Dataset[dict[str, Any]]):
     """The samples of one split as tensors.
 
-    Item ``i`` holds ``image`` float32 [C, H, W] in [0, 1], ``target`` int64 [H, W], ``name``, ``index`` and ``caption``.
+    Item ``i`` holds ``image`` float32 [C, H, W] in [0, 1], ``target`` int64 [H, W], ``name``, ``index``, ``caption``.
     Samples are kept in memory once read, up to ``keep`` of them.
     """
 
@@ -34,7 +34,7 @@ class Split(Dataset[dict[str, Any]]):
         if index in self._read:
             return self._read[index]
         sample = self.source.read(self.names[index])
-        image = torch.from_numpy(np.ascontiguousarray(sample.image)).float() / 255
+        image = torch.from_numpy(np.array(sample.image)).float() / 255
         item = {
             "image": image[None] if image.ndim == 2 else image.permute(2, 0, 1).contiguous(),
             "target": torch.from_numpy(sample.target.astype(np.int64)),
@@ -83,6 +83,8 @@ class DataModule(pl.LightningDataModule):
         batch_size: images per batch in validation and test.
         workers: processes that read data beside training; 0 reads in the main process.
         seed: decides the choice and the order.
+        root: where the source's files lie; only the source's own configuration looks at it, so that it is one short
+            key, data.root.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class DataModule(pl.LightningDataModule):
         batch_size: int = 8,
         workers: int = 0,
         seed: int = 0,
+        root: str | None = None,
     ) -> None:
         super().__init__()
         self.source = source

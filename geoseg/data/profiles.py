@@ -66,7 +66,9 @@ class ProfileFolder:
             raise ValueError(f"the label maps in {self.root / labels} hold one class only; two or more are needed")
         self.class_names = list(class_names) if class_names else [f"class {k}" for k in range(self.num_classes)]
         if len(self.class_names) != self.num_classes:
-            raise ValueError(f"data.source.class_names has {len(self.class_names)} names for {self.num_classes} classes")
+            raise ValueError(
+                f"data.source.class_names has {len(self.class_names)} names for {self.num_classes} classes"
+            )
 
     def read(self, name: str) -> Sample:
         """Reads one pair; image uint8 [H, W] or [H, W, 3], target uint8 [H, W]."""
@@ -133,7 +135,9 @@ class ProfileFolder:
         stems: dict[str, Path] = {}
         for path in found:
             if path.stem in stems:
-                raise ValueError(f"{stems[path.stem].name} and {path.name} in {folder} share one name; keep one of them")
+                raise ValueError(
+                    f"{stems[path.stem].name} and {path.name} in {folder} share one name; keep one of them"
+                )
             stems[path.stem] = path
         return stems
 

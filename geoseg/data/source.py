@@ -32,7 +32,7 @@ class Source(Protocol):
         ...
 
     def split(self, name: str) -> str | None:
-        """"train", "val" or "test" where the data set prescribes it, else None."""
+        """Says "train", "val" or "test" where the data set prescribes it, else None."""
         ...
 
     def check(self, names: Sequence[str]) -> None:

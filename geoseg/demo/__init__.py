@@ -1,0 +1,1 @@
+"""Recipes of the embedded checkpoints; only experiment files name them."""

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from geoseg.data.crops import random_corner
+from geoseg.crops import random_corner
 from geoseg.data.module import Split
 from geoseg.data.synthetic import SUBJECTS
 from geoseg.randomness import stream
@@ -62,8 +62,7 @@ class AutoencoderTask(Task):
         seed: key of all randomness.
         crop: side of the training squares in pixels.
         pieces: squares per picture and visit.
-        chroma: weight of colour errors beside brightness errors. Half the corpus is grey, so without extra weight
-            the colour axes are learnt late or never.
+        chroma: weight of the colour axes in the loss; more than half the corpus is grey.
         kl: weight of the distance between latents and a standard normal distribution.
         task: what every task needs, see ``Task``.
     """
@@ -95,8 +94,15 @@ class AutoencoderTask(Task):
         mean, variance, log_variance = latent.mean.float(), latent.var.float(), latent.logvar.float()
         divergence = 0.5 * (mean.square() + variance - 1 - log_variance).mean((1, 2, 3))
         centre = mean.mean((0, 2, 3)).square().mean()  # latents of a batch have mean 0 in every channel
-        losses = reconstruction_loss(drawn, image, self.chroma) + self.kl * divergence + 0.05 * centre
+        losses = reconstruction_loss(drawn, image, self._sharpness(), self.chroma)
+        losses = losses + self.kl * divergence + 0.05 * centre
         return losses.unflatten(0, (-1, count)).mean(1)
+
+    def _sharpness(self) -> float:
+        """Colours first: absolute errors come in over the first third of the training."""
+        if self._trainer is None or not self.training:
+            return 1.0
+        return min(1.0, 3 * self.trainer.global_step / float(self.trainer.estimated_stepping_batches))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         image = batch["image"]
@@ -133,27 +139,30 @@ class AutoencoderTask(Task):
         return float(1 / torch.cat([latent.flatten() for latent in latents]).std())
 
 
-def reconstruction_loss(drawn: Tensor, image: Tensor, chroma: float = 1.0) -> Tensor:
-    """Distance between drawn and true pictures at four scales, at edges and in colour.
+def reconstruction_loss(drawn: Tensor, image: Tensor, sharpness: float = 1.0, chroma: float = 1.0) -> Tensor:
+    """Distance between drawn and true pictures: squared errors for colours, absolute errors for detail.
+
+    Absolute errors pull a colour that is not understood yet to the median of all colours, grey, and keep it there: a
+    whole colour axis is then never learnt. Squared errors do not, and fade beside absolute ones as they become small.
 
     Args:
         drawn: float [B, 3, H, W], about [-1, 1].
         image: float [B, 3, H, W] in [-1, 1]; H and W multiples of 8.
-        chroma: weight of the two colour axes, red against green and blue against both.
+        sharpness: weight of the absolute errors of pixels, of edges and at three coarser scales.
+        chroma: weight of the two colour axes, red against green and blue against both, in the squared errors.
 
     Returns:
         float [B], 0 where both agree.
     """
     error = drawn - image
-    total = error.abs().mean((1, 2, 3))
-    total = total + 0.5 * (error.diff(dim=-1).abs().mean((1, 2, 3)) + error.diff(dim=-2).abs().mean((1, 2, 3)))
-    for scale in (2, 4, 8):
-        total = total + 0.5 * F.avg_pool2d(error, scale).abs().mean((1, 2, 3))
-    red, green, blue = error.unbind(1)
+    red, green, blue = F.avg_pool2d(error, 4).unbind(1)
     axes = torch.stack([red - green, blue - (red + green) / 2], 1)
-    for scale in (1, 4):
-        total = total + chroma * F.avg_pool2d(axes, scale).abs().mean((1, 2, 3))
-    return total
+    colour = error.square().mean((1, 2, 3)) + chroma * axes.square().mean((1, 2, 3))
+    detail = error.abs().mean((1, 2, 3))
+    detail = detail + 0.5 * (error.diff(dim=-1).abs().mean((1, 2, 3)) + error.diff(dim=-2).abs().mean((1, 2, 3)))
+    for scale in (2, 4, 8):
+        detail = detail + 0.5 * F.avg_pool2d(error, scale).abs().mean((1, 2, 3))
+    return 10 * colour + sharpness * detail
 
 
 def psnr(drawn: Tensor, image: Tensor) -> Tensor:

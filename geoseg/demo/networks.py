@@ -127,9 +127,7 @@ def latent_diffusion(vae: str | Path, source: Source, captions: int = 2000) -> L
     if not Path(vae).is_dir():
         raise ValueError(f"there is no autoencoder in {str(vae)!r}; train it first, and give the folder vae of its run")
     tokenizer = corpus_tokenizer(source, captions)
-    return LatentDiffusion(
-        AutoencoderKL.from_pretrained(vae), unet(), text_encoder(tokenizer), tokenizer, scheduler()
-    )
+    return LatentDiffusion(AutoencoderKL.from_pretrained(vae), unet(), text_encoder(tokenizer), tokenizer, scheduler())
 
 
 def sam_config() -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
-from segment_anything.modeling import Sam
+from segment_anything.modeling import MaskDecoder, Sam
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -253,7 +253,7 @@ class SamTask(Task):
         self.model.load_state_dict(load_sam(folder).state_dict())
 
 
-def decode(decoder: nn.Module, embedding: Tensor, position: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+def decode(decoder: MaskDecoder, embedding: Tensor, position: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
     """``MaskDecoder.predict_masks`` for clicks on many pictures; the original takes one picture at a time.
 
     Args:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
@@ -51,7 +50,7 @@ class Codec:
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % self.factor or image.shape[3] % self.factor:
             raise ValueError(
                 f"the autoencoder reads [B, 3, H, W] with sides that are multiples of {self.factor}, "
-                f"got {list(image.shape)}; expand grey pictures to 3 channels and pad with geoseg.diffusion.codec.fit"
+                f"got {list(image.shape)}; expand grey pictures to 3 channels and pad with geoseg.crops.pad_to_multiple"
             )
         parameters = self._run(self._encode, 2 * image - 1)
         mean, logvar = parameters.chunk(2, dim=1)
@@ -113,26 +112,3 @@ class Codec:
     @property
     def _half(self) -> bool:
         return self._dtype == torch.float16
-
-
-def fit(image: Tensor, multiple: int) -> Tensor:
-    """Pads a picture on the right and at the bottom until a model can read it.
-
-    Args:
-        image: float [B, C, H, W].
-        multiple: both sides become multiples of this.
-
-    Returns:
-        [B, C, H', W'], mirrored at the edge; a side too short to mirror repeats its last line instead. Cut the
-        result of a model back with ``[..., :H, :W]``.
-
-    >>> fit(torch.tensor([[[[1.0, 2.0, 3.0]]]]), 4).shape
-    torch.Size([1, 1, 4, 4])
-    """
-    for dim in (2, 3):
-        side = image.shape[dim]
-        extra = -side % multiple
-        pad = (0, extra, 0, 0) if dim == 3 else (0, 0, 0, extra)
-        if extra:
-            image = F.pad(image, pad, mode="reflect" if extra < side else "replicate")
-    return image

@@ -1,0 +1,1 @@
+"""Networks that a method is made of."""

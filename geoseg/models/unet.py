@@ -5,7 +5,7 @@ from __future__ import annotations
 from segmentation_models_pytorch import Unet
 from torch import Tensor, nn
 
-from geoseg.data.crops import pad_to_multiple
+from geoseg.crops import pad_to_multiple
 
 
 class UNet(nn.Module):

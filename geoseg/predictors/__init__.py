@@ -1,0 +1,1 @@
+"""What every method becomes once it is trained."""

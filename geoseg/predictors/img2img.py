@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from geoseg import progress
-from geoseg.diffusion.codec import fit
+from geoseg.crops import pad_to_multiple
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.diffusion.prompts import Prompt, parse_prompt
 from geoseg.diffusion.sampling import img2img, steps_run
@@ -129,7 +129,7 @@ class Img2Img(nn.Module):
         self, picture: Tensor, condition: Tensor, strength: float, generator: Sequence[torch.Generator]
     ) -> Tensor:
         height, width = picture.shape[2:]
-        latent = self.model.codec.encode(fit(picture, self.model.multiple))
+        latent = self.model.codec.encode(pad_to_multiple(picture, self.model.multiple))
         scheduler = self.scheduler(self.model.scheduler.config)
         images = len(picture) / len(self.strengths)
         latent = img2img(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from geoseg import progress
+from geoseg.crops import pad_to
 from geoseg.types import Prediction, Predictor
 
 
@@ -18,8 +18,8 @@ class Tiled(nn.Module):
 
     Tiles are spread evenly, the last one ending at the border, and overlap by at least ``overlap``. A smooth window
     weighs every tile less towards its sides; weights are divided out, so what is the same in all tiles stays exact. A
-    picture smaller than a tile is padded by reflection (by its border pixels where it is too small for that) and the
-    answer is cropped. A picture of exactly one tile is passed on as it is.
+    picture smaller than a tile is enlarged by mirroring it, and the answer is cropped. A picture of exactly one tile is
+    passed on as it is.
 
     Args:
         predictor: labels pixels; sees pictures [B, C, tile, tile] only.
@@ -64,7 +64,7 @@ class Tiled(nn.Module):
         if (height, width) == (self.tile, self.tile):
             return self.predictor.predict(image, generator)
 
-        image, top, left = _padded(image, self.tile)
+        image = pad_to(image, self.tile, self.tile)
         places = [
             (y, x)
             for y in starts(image.shape[2], self.tile, self.overlap)
@@ -79,7 +79,7 @@ class Tiled(nn.Module):
             with progress.scale(1 / len(places)):
                 prediction = self.predictor.predict(crops, [seeds[i][t] for i, t in chunk])
             blend.add(chunk, prediction)
-        return blend.result(top, left, height, width)
+        return blend.result(height, width)
 
     def _crop(self, image: Tensor, y: int, x: int) -> Tensor:
         return image[:, y : y + self.tile, x : x + self.tile]
@@ -154,10 +154,10 @@ class _Blend:
             for (i, _), number in zip(jobs, numbers.tolist(), strict=True):
                 self.facts[name][i] += number / len(self.places)
 
-    def result(self, top: int, left: int, height: int, width: int) -> Prediction:
+    def result(self, height: int, width: int) -> Prediction:
         done = {}
         for key, total in self.maps.items():
-            done[key] = total[..., top : top + height, left : left + width].contiguous()
+            done[key] = total[..., :height, :width].contiguous()
         probs = done["probs", ""]
         painted = done.get(("painted", ""))
         return Prediction(
@@ -175,16 +175,3 @@ def _seeds(generator: torch.Generator, count: int) -> list[torch.Generator]:
         return [generator]
     drawn = torch.randint(2**63 - 1, (count,), generator=generator)
     return [torch.Generator().manual_seed(seed) for seed in drawn.tolist()]
-
-
-def _padded(image: Tensor, tile: int) -> tuple[Tensor, int, int]:
-    """The image with no side below ``tile``, and how much was added above and to the left."""
-    margins = []
-    for dim in (2, 3):
-        missing = max(0, tile - image.shape[dim])
-        before, after = missing // 2, missing - missing // 2
-        if missing:
-            mode = "reflect" if after < image.shape[dim] else "replicate"  # a reflection has one pixel less than a side
-            image = F.pad(image, (before, after, 0, 0) if dim == 3 else (0, 0, before, after), mode=mode)
-        margins.append(before)
-    return image, margins[0], margins[1]

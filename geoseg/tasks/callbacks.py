@@ -31,7 +31,9 @@ class Watch(pl.Callback):
         progress.expect("training", trainer.num_training_batches, unit="step")
         self._started = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self._names = list(batch["name"])
         # the rates of this step; when it has ended, the schedule has moved on
         self._rates = {f"lr/{group['name']}": float(group["lr"]) for group in trainer.optimizers[0].param_groups}
@@ -98,9 +100,7 @@ class Average(pl.Callback):
         step = trainer.global_step
         keep = min(self.decay, (1 + step) / (10 + step))
         now = pl_module.trainable()
-        torch._foreach_lerp_(
-            [self.average[name] for name in now], [p.detach() for p in now.values()], 1 - keep
-        )
+        torch._foreach_lerp_([self.average[name] for name in now], [p.detach() for p in now.values()], 1 - keep)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._own = self._swap(pl_module, self.average) if self.average else {}

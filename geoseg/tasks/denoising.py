@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from geoseg import lora, progress
-from geoseg.data.crops import pad_to, pad_to_multiple, random_corner
+from geoseg.crops import pad_to, pad_to_multiple, random_corner
 from geoseg.data.module import SameShape, Split
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.diffusion.objectives import Objective
@@ -27,7 +27,8 @@ class Latents(Dataset[dict[str, Any]]):
     Item (index, visit) holds ``latent`` and ``noise`` [4, h, w], ``time`` int64 [], ``caption`` and ``name``.
 
     Args:
-        moments: mean and standard deviation of every picture's latent, each [4, h, w]; for a flipped copy, [2, 4, h, w].
+        moments: mean and standard deviation of every picture's latent, each [4, h, w], or [2, 4, h, w] with
+            its mirror image.
         captions: words of every picture.
         names: sample ids.
         crop: side of the latent square that is cut out per visit.
@@ -129,7 +130,9 @@ class DenoisingTask(Task):
         if crop % model.multiple:
             raise ValueError(f"method.task.crop must be a multiple of {model.multiple} for this model, got {crop}")
         if paint and palette is None:
-            raise ValueError("method.task.paint=true needs a data set with classes; use paint=false to learn its images")
+            raise ValueError(
+                "method.task.paint=true needs a data set with classes; use paint=false to learn its images"
+            )
         if not 0 <= drop_caption < 1:
             raise ValueError(f"method.task.drop_caption must lie in [0, 1), got {drop_caption}")
         self.model, self.palette, self.adapter = model, palette, adapter

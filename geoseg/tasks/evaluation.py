@@ -9,7 +9,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from geoseg.metrics.intensity import IntensityDice
 from geoseg.metrics.score import SegmentationScore
@@ -22,8 +21,8 @@ class EvaluationTask(pl.LightningModule):
     """Predicts the test set once and scores the answer and every stage on the way to it.
 
     After ``Trainer.test``, ``scores`` holds flat names to numbers, ``per_unit`` the same per image, ``stages`` the
-    scores of each named intermediate picture, ``seconds`` the time spent predicting, ``facts`` the mean of every fact and ``pictures`` the first few images
-    with all their stages.
+    scores of each named intermediate picture, ``seconds`` the time spent predicting, ``facts`` the mean of every fact
+    and ``pictures`` the first few images with all their stages.
 
     Args:
         predictor: the method.
@@ -39,7 +38,7 @@ class EvaluationTask(pl.LightningModule):
         palette: Palette,
         seed: int,
         keep: int = 6,
-        score: Callable[..., Metric] = SegmentationScore,
+        score: Callable[..., SegmentationScore] = SegmentationScore,
     ) -> None:
         super().__init__()
         self.predictor, self.palette, self.seed, self.keep = predictor, palette, seed, keep
@@ -74,6 +73,7 @@ class EvaluationTask(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         self.facts = {fact: float(torch.cat(values).mean()) for fact, values in self._facts.items()}
         for stage, meter in self._meters.items():
+            assert isinstance(meter, Meter)
             scores, per_unit = meter.results()
             if stage == "answer":
                 self.scores = {f"test/{name}": value for name, value in scores.items()}
@@ -108,7 +108,7 @@ class EvaluationTask(pl.LightningModule):
 class Meter(nn.Module):
     """Class scores and intensity scores of one picture per image."""
 
-    def __init__(self, score: Metric) -> None:
+    def __init__(self, score: SegmentationScore) -> None:
         super().__init__()
         self.score, self.intensity = score, IntensityDice()
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from geoseg.data.crops import pad_to, random_corner
+from geoseg.crops import pad_to, random_corner
 from geoseg.data.module import Split
 from geoseg.randomness import stream
 from geoseg.tasks.task import Task

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -108,6 +109,10 @@ class Task(pl.LightningModule):
         """Writes what was trained and names the files."""
         raise NotImplementedError
 
+    def load(self, folder: Path) -> None:
+        """Puts back what ``save`` wrote."""
+        raise NotImplementedError
+
     def on_train_start(self) -> None:
         """Frozen models arrive in eval mode; dropout and gradient checkpointing need the other one."""
         self.train()
@@ -127,7 +132,7 @@ class Task(pl.LightningModule):
         losses = self.loss(batch)
         self.log("val/loss", losses.mean(), batch_size=len(losses))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = [
             {"params": params, "lr": float(self.rates[name]), "name": name} for name, params in self.groups.items()
         ]

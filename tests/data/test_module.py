@@ -107,7 +107,9 @@ def test_one_pool_is_cut_into_three() -> None:
 
 
 def test_more_training_samples_hold_the_fewer_and_seeds_differ() -> None:
-    names = {(n, seed): prepared(Pictures(20), num_train=n, seed=seed).names["train"] for n in (2, 4) for seed in (0, 1)}
+    names = {
+        (n, seed): prepared(Pictures(20), num_train=n, seed=seed).names["train"] for n in (2, 4) for seed in (0, 1)
+    }
     assert names[2, 0] == names[4, 0][:2]
     assert names[4, 0] != names[4, 1]
 
@@ -165,8 +167,10 @@ def test_the_fingerprint_says_who_is_in_which_split() -> None:
 def test_test_batches() -> None:
     shapes = [(4, 6)] * 2 + [(4, 6)] * 2 + [(8, 8)] * 2
     source = Pictures(6, shapes=shapes)
-    source.read = lambda name: Sample(  # type: ignore[method-assign]
-        np.full(source.shape(name), int(name[1:]), np.uint8), np.ones(source.shape(name), np.uint8)
+    source.read = (
+        lambda name: Sample(  # type: ignore[method-assign]
+            np.full(source.shape(name), int(name[1:]), np.uint8), np.ones(source.shape(name), np.uint8)
+        )
     )
     data = prepared(source, select=["p0"], batch_size=2)
     batches = list(data.test_dataloader())

@@ -140,8 +140,8 @@ def test_label_values_give_classes_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": "pictures"}, r"pictures is no folder; data\.images names the one inside"),
-        ({"labels": "masks"}, r"masks is no folder; data\.labels names"),
+        ({"images": "pictures"}, r"pictures is no folder; data\.source\.images names the one inside"),
+        ({"labels": "masks"}, r"masks is no folder; data\.source\.labels names"),
         ({"num_classes": 1}, "one class only"),
         ({"class_names": ["a", "b"]}, "has 2 names for 3 classes"),
     ],
@@ -283,7 +283,9 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
     assert here == ProfileFolder(str(tmp_path / "b")).fingerprint(first.names)  # a copy elsewhere is the same data
     assert here != first.fingerprint(first.names[:2])
     # what a value means is content too: with other label_values the same files hold other classes
-    meant = {ProfileFolder(str(tmp_path / "a"), label_values=v).fingerprint(first.names) for v in ([0, 1, 2], [2, 1, 0])}
+    meant = {
+        ProfileFolder(str(tmp_path / "a"), label_values=v).fingerprint(first.names) for v in ([0, 1, 2], [2, 1, 0])
+    }
     assert len(meant | {here}) == 3
     for part in ("labels", "images"):
         path = tmp_path / "a" / part / "line2.png"

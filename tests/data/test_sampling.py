@@ -19,7 +19,9 @@ NAMES = [f"s{i}" for i in range(9)]
 def test_every_sample_once_per_round(samples: int, batch_size: int, visits: int) -> None:
     batches = list(Visits(samples, batch_size, visits, seed=0))
     assert len(batches) == len(Visits(samples, batch_size, visits, seed=0)) == visits * -(-samples // batch_size)
-    assert Counter(item for batch in batches for item in batch) == {(i, v): 1 for i in range(samples) for v in range(visits)}
+    assert Counter(item for batch in batches for item in batch) == {
+        (i, v): 1 for i in range(samples) for v in range(visits)
+    }
     assert all(0 < len(batch) <= batch_size for batch in batches)
     assert all(len({visit for _, visit in batch}) == 1 for batch in batches)  # rounds do not mix
     assert [visit for batch in batches for _, visit in batch] == sorted(visit for b in batches for _, visit in b)

@@ -269,7 +269,7 @@ def test_palette_of_too_many_colours_is_refused() -> None:
 
 def test_corpus_never_shows_a_reserved_colour_and_names_what_it_shows() -> None:
     corpus = Corpus(120, size=64, val=0)
-    subjects = {kind: 0 for kind in SUBJECTS}
+    subjects = dict.fromkeys(SUBJECTS, 0)
     for name in corpus.names:
         image, regions, caption = corpus.read(name)
         assert image.shape == (64, 64, 3) and regions.shape == (64, 64)

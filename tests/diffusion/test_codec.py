@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from geoseg.diffusion.codec import Codec, fit
+from geoseg.diffusion.codec import Codec
 from tests.tiny import tiny_latent_diffusion
 
 
@@ -52,7 +52,7 @@ def test_factor_of_stable_diffusion_is_eight() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (1, 3, 7, 8), (1, 3, 8, 9), (3, 8, 8)])
 def test_wrong_pictures_are_refused(vae: AutoencoderKL, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"multiples of 2.*fit"):
+    with pytest.raises(ValueError, match=r"multiples of 2.*pad_to_multiple"):
         Codec(vae).encode(torch.zeros(shape))
 
 
@@ -87,11 +87,3 @@ def test_force_upcast_runs_in_float32() -> None:
     assert vae.config.force_upcast
     Codec(vae).encode(torch.zeros(1, 3, 8, 8))
     assert next(vae.parameters()).dtype == torch.float32
-
-
-def test_fit_mirrors_and_repeats() -> None:
-    image = torch.arange(6.0).view(1, 1, 2, 3)
-    fitted = fit(image, 4)
-    # width 3 + 1 mirrors (.., 2, 1); height 2 + 2 is too short to mirror and repeats its last line
-    assert fitted[0, 0].tolist() == [[0, 1, 2, 1], [3, 4, 5, 4], [3, 4, 5, 4], [3, 4, 5, 4]]
-    assert fit(image[..., :2], 2).shape == (1, 1, 2, 2)

@@ -77,7 +77,9 @@ def test_a_picture_smaller_than_the_square_is_mirrored() -> None:
     item, whole = crops(size=30, flip=False)[1, 0], crops().split[1]
     margins = ((0, 6), (0, 6))
     np.testing.assert_array_equal(item["target"].numpy(), np.pad(whole["target"].numpy(), margins, mode="symmetric"))
-    np.testing.assert_array_equal(item["image"][0].numpy(), np.pad(whole["image"][0].numpy(), margins, mode="symmetric"))
+    np.testing.assert_array_equal(
+        item["image"][0].numpy(), np.pad(whole["image"][0].numpy(), margins, mode="symmetric")
+    )
 
 
 def test_cross_entropy_is_torchs_without_the_ignored_pixels() -> None:
@@ -167,7 +169,9 @@ def fitted(seed: int = 0, workers: int = 0) -> LabellingTask:
 @pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*is deprecated")
 def test_it_learns_and_is_repeatable_and_comes_back_from_disk(tmp_path: Path) -> None:
     first = fitted()
-    batch = next(iter(DataLoader(first.view(Split(SyntheticEarth("crater", size=24), ["train_0000"]), False), sampler=[(0, 0)])))
+    batch = next(
+        iter(DataLoader(first.view(Split(SyntheticEarth("crater", size=24), ["train_0000"]), False), sampler=[(0, 0)]))
+    )
     before, after = task(Shades()).loss(batch), first.loss(batch)
     assert after < 0.8 * before
     assert all(torch.equal(a, b) for a, b in zip(first.model.parameters(), fitted().model.parameters(), strict=True))

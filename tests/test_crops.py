@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from geoseg.data.crops import pad_to, pad_to_multiple, random_corner
+from geoseg.crops import pad_to, pad_to_multiple, random_corner
 from geoseg.randomness import stream
 
 

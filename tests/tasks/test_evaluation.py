@@ -1,0 +1,186 @@
+"""The evaluation task: scores recomputed from what the predictor said, and no score that depends on the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from geoseg.data.module import DataModule
+from geoseg.data.synthetic import SyntheticEarth
+from geoseg.palette import Palette, facies_palette
+from geoseg.predictors.unchanged import InputAsIs
+from geoseg.randomness import stream
+from geoseg.tasks.evaluation import EvaluationTask
+from geoseg.types import IGNORE, Prediction, Sample
+
+PALETTE = Palette(facies_palette(6))
+
+
+class Guess(nn.Module):
+    """Random pictures in two stages, one generator per image; remembers what it said."""
+
+    num_classes = 6
+
+    def __init__(self, painting: bool = True) -> None:
+        super().__init__()
+        self.painting = painting
+        self.pictures: list[list[Tensor]] = []
+
+    def predict(self, image: Tensor, generator: Sequence[torch.Generator]) -> Prediction:
+        first = torch.stack([torch.rand(3, *image.shape[-2:], generator=one) for one in generator])
+        second = torch.stack([torch.rand(3, *image.shape[-2:], generator=one) for one in generator])
+        self.pictures += [list(pair) for pair in zip(first, second, strict=True)]
+        facts = {"n": torch.arange(len(image), dtype=torch.float32)}
+        if not self.painting:
+            return Prediction(PALETTE.decode(second), facts=facts)
+        return Prediction(
+            PALETTE.decode(second), painted=second, stages={"pass 1": first, "pass 2": second}, facts=facts
+        )
+
+
+class Edged(SyntheticEarth):
+    """Sections with a border that is to be ignored."""
+
+    def read(self, name: str) -> Sample:
+        sample = super().read(name)
+        target = sample.target.copy()
+        target[:3] = IGNORE
+        return sample._replace(target=target)
+
+
+def evaluated(predictor: Any, batch_size: int = 2, seed: int = 0, **options: Any) -> tuple[EvaluationTask, DataModule]:
+    data = DataModule(Edged(size=20, train=1, val=0, test=5), num_train=1, batch_size=batch_size)
+    data.prepare()
+    task = EvaluationTask(predictor, PALETTE, seed, **options)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.test(task, datamodule=data, verbose=False)
+    return task, data
+
+
+def by_hand(labels: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:
+    """Scores from one confusion matrix, in NumPy."""
+    counts = np.zeros((6, 6))
+    for one, target in zip(labels, targets, strict=True):
+        for true, guess in zip(target.flatten().tolist(), one.flatten().tolist(), strict=True):
+            if true != IGNORE:
+                counts[true, guess] += 1
+
+    def scores(c: np.ndarray) -> dict[str, float]:
+        union = c.sum(0) + c.sum(1) - c.diagonal()
+        there = union > 0
+        return {
+            "iou/mean": float((c.diagonal()[there] / union[there]).mean()),
+            "dice/mean": float((2 * c.diagonal()[there] / (c.sum(0) + c.sum(1))[there]).mean()),
+            "accuracy/pixel": float(c.diagonal().sum() / c.sum()),
+        }
+
+    union = counts.sum(0)[None] + counts.sum(1)[:, None] - counts
+    rows, columns = linear_sum_assignment(-counts / np.maximum(union, 1))
+    matched = np.zeros_like(counts)
+    matched[:, rows] = counts[:, columns]
+    return scores(counts) | {f"matched/{name}": value for name, value in scores(matched).items()}
+
+
+def grey_dice_loss(a: Tensor, b: Tensor) -> float:
+    """1 - 2 sum(ab) / (sum(a) + sum(b)) on grey values."""
+    luma = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
+    flat = [x[0].double() if len(x) == 1 else torch.einsum("chw,c->hw", x.double(), luma) for x in (a, b)]
+    return float(1 - 2 * (flat[0] * flat[1]).sum() / (flat[0].sum() + flat[1].sum()))
+
+
+def test_scores_are_those_of_the_saved_predictions() -> None:
+    predictor = Guess()
+    task, data = evaluated(predictor)
+    assert task.names == data.names["test"]
+    assert task.seconds > 0
+    assert list(task.stages) == ["pass 1", "pass 2"]
+    items = [data.test[i] for i in range(5)]
+    targets = [item["target"] for item in items]
+    labels = [PALETTE.paint(target[None])[0] for target in targets]
+    answers = [[PALETTE.decode(p[None]).argmax(1)[0] for p in pair] for pair in predictor.pictures]
+    for which, scores, per_unit in (
+        (0, task.stages["pass 1"], task.stages_per_unit["pass 1"]),
+        (1, task.stages["pass 2"], task.stages_per_unit["pass 2"]),
+        (1, task.scores, task.per_unit),
+    ):
+        for name, value in by_hand([pair[which] for pair in answers], targets).items():
+            assert scores[f"test/{name}"] == pytest.approx(value, abs=1e-9)
+        drawn, originals = [pair[which] for pair in predictor.pictures], [item["image"] for item in items]
+        for name, first, second in (
+            ("original_label", originals, labels),
+            ("original_generated", originals, drawn),
+            ("label_generated", labels, drawn),
+        ):
+            losses = [grey_dice_loss(a, b) for a, b in zip(first, second, strict=True)]
+            assert scores[f"test/dice_loss/{name}"] == pytest.approx(np.mean(losses), rel=1e-5)
+            assert per_unit[f"test/dice_loss/{name}"] == pytest.approx(losses, rel=1e-5)
+    for name in ("iou/mean", "dice/mean", "accuracy/pixel"):
+        alone = [by_hand([answers[i][1]], [targets[i]])[name] for i in range(5)]
+        assert task.per_unit[f"test/{name}"] == pytest.approx(alone, abs=1e-9)
+    assert all(len(values) == 5 for values in task.per_unit.values())
+    assert task.facts == {"n": pytest.approx((0 + 1 + 0 + 1 + 0) / 5)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5])
+def test_neither_batch_size_nor_neighbours_change_an_image(batch_size: int) -> None:
+    first, _ = evaluated(Guess(), batch_size=2)
+    other, _ = evaluated(Guess(), batch_size=batch_size)
+    assert other.per_unit == first.per_unit
+    assert other.scores == first.scores
+
+
+def test_randomness_is_that_of_seed_and_name() -> None:
+    predictor = Guess()
+    _, data = evaluated(predictor, seed=7)
+    for name, pair in zip(data.names["test"], predictor.pictures, strict=True):
+        generator = stream(7, "predict", name)
+        assert torch.equal(torch.rand(3, 20, 20, generator=generator), pair[0])
+    assert evaluated(Guess(), seed=8)[0].scores != evaluated(Guess(), seed=7)[0].scores
+
+
+def test_the_input_as_it_is() -> None:
+    task, data = evaluated(InputAsIs(PALETTE))
+    labels = []
+    for i in range(5):
+        grey = data.test[i]["image"][0]
+        distance = (grey[None] - PALETTE.colours[:, :, None, None].transpose(0, 1)).square().sum(0)
+        labels.append(distance.argmin(0))
+    for name, value in by_hand(labels, [data.test[i]["target"] for i in range(5)]).items():
+        assert task.scores[f"test/{name}"] == pytest.approx(value, abs=1e-9)
+    assert task.stages == {}
+    same = [grey_dice_loss(data.test[i]["image"], data.test[i]["image"]) for i in range(5)]
+    assert task.scores["test/dice_loss/original_generated"] == pytest.approx(np.mean(same), rel=1e-6)
+
+
+def test_what_only_labels_is_painted_for_the_intensity_scores() -> None:
+    predictor = Guess(painting=False)
+    task, data = evaluated(predictor)
+    answers = [PALETTE.paint(PALETTE.decode(pair[1][None]).argmax(1))[0] for pair in predictor.pictures]
+    losses = [grey_dice_loss(data.test[i]["image"], answers[i]) for i in range(5)]
+    assert task.scores["test/dice_loss/original_generated"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert [list(picture["stages"]) for picture in task.pictures] == [["answer"]] * 5
+    assert torch.equal(task.pictures[3]["stages"]["answer"], answers[3])
+
+
+@pytest.mark.parametrize("keep", [0, 3, 9])
+def test_the_first_pictures_are_kept(keep: int) -> None:
+    predictor = Guess()
+    task, data = evaluated(predictor, keep=keep)
+    assert [picture["name"] for picture in task.pictures] == data.names["test"][:keep]
+    for i, picture in enumerate(task.pictures):
+        assert torch.equal(picture["original"], data.test[i]["image"])
+        assert torch.equal(picture["stages"]["pass 1"], predictor.pictures[i][0])
+        assert torch.equal(picture["label"], PALETTE.paint(data.test[i]["target"][None])[0])

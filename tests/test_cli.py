@@ -1,0 +1,240 @@
+"""The command line: what it refuses and how it says so, before any work is done."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geoseg.cli import check_overrides
+
+AS_IS = ("method=input_as_is", "data.source.size=32", "data.source.train=4", "data.source.val=2", "data.source.test=2")
+AS_IS += ("data.num_train=2", "logger=files", "progress=false", "trainer=cpu")
+
+
+def record_paths(folder: Path) -> list[Path]:
+    return sorted((folder / "runs").rglob("record.json"))
+
+
+def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
+    program = (
+        "import sys; from geoseg.cli import main; code = main(['--help']);"
+        "heavy = {'torch', 'hydra', 'omegaconf', 'numpy', 'diffusers', 'rich', 'wandb', 'PIL'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "geoseg run experiment=label_lora" in done.stdout
+
+
+def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ((), ("--help",), ("-h",)):
+        assert run_cli(*words) == 0
+        assert "geoseg COMMAND --help" in capsys.readouterr().out
+    assert run_cli("--version") == 0
+    assert capsys.readouterr().out.startswith("geoseg ")
+    assert run_cli("rnu") == 2
+    assert "no command 'rnu'; did you mean run?" in capsys.readouterr().err
+    assert run_cli("xyz") == 2
+    assert "there are run, demo, report" in capsys.readouterr().err
+    assert run_cli("demo", "--help") == 0
+    assert "experiment=label_lora" in capsys.readouterr().out
+
+
+def test_help_of_run_lists_groups_and_settings(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("run", "--help") == 0
+    text = capsys.readouterr().out
+    for words in ("label_lora", "checkpoints: demo, hub, local", "strength: 0.53", "num_train: 4"):
+        assert words in text
+    assert "== " not in text  # no template of Hydra's own
+
+
+@pytest.mark.parametrize("words", [("run", "method=unet", "--cfg", "job"), ("run", "--cfg", "job", "method=unet")])
+def test_the_whole_configuration_can_be_shown(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    assert run_cli(*words) == 0
+    assert "_target_: geoseg.models.unet.UNet" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["method.predictor.strenght=0.4"],
+            "no setting method.predictor.strenght; did you mean method.predictor.strength?",
+        ),
+        (["strength=0.4"], "no setting strength; did you mean method.predictor.strength?"),
+        (["num_train=3"], "no setting num_train; did you mean data.num_train?"),
+        (["method.task.fit.epoch=3"], "did you mean method.task.fit.epochs?"),
+        (["qwxyz=3"], "no setting qwxyz; geoseg run --help lists every setting"),
+        (["experiment=label_lore"], "no experiment=label_lore; did you mean experiment=label_lora?"),
+        (["method=u-net"], "no method=u-net; did you mean method=unet?"),
+        (["trainer=tpu"], "no trainer=tpu; did you mean trainer=gpu?"),
+        (["checkpoints=x"], "no checkpoints=x; there are demo, hub, local"),
+        (["data.select=[a,b"], "cannot read 'data.select=[a,b'"),
+        (["prompt.text=a: b, c"], "put quotes around a value"),
+        (["prompt.text=a <lora:vai1:1>"], "put quotes around a value"),
+        (["-m", "sed=0,1"], "no setting sed; did you mean seed?"),
+        (["data.num_train=1,2"], "'data.num_train=1,2' names several values: geoseg run -m runs one after the other"),
+    ],
+)
+def test_misspelt_settings(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, words: list[str], message: str
+) -> None:
+    assert run_cli("run", *words) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("geoseg: ")
+    assert message in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_check_takes_what_is_right() -> None:
+    check_overrides(["seed=0,1", "experiment=label_lora", "method.predictor.strength=0.4"], multirun=True)
+    check_overrides(["+new.key=1", "data.select=[a,b]"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method.predictor.strength=0"], "strength must be above 0 and at most 1, got 0"),
+        (["method.predictor.strength=1.5"], "strength must be above 0 and at most 1, got 1.5"),
+        (["method.predictor.second_strength=-1"], "second_strength must be above 0"),
+        (["method.predictor.steps=0"], "steps must be at least 1, got 0"),
+        (["method.predictor.guidance=-1"], "guidance must be"),
+        (["method.predictor.prompt='a <lora:vai2:1>'"], "vai1"),
+        (["method.task.lr.unet=-0.001"], "a learning rate must not be negative"),
+        (["method.task.lr={unet: 0, text: 0}"], "every learning rate is 0"),
+        (["method.task.fit.epochs=0"], "method.task.fit.epochs must be 1 or more, got 0"),
+        (["method.adapter.rank=0"], "rank must be at least 1"),
+        (["method.wrappers.tiled.overlap=1"], "0 <= overlap < 1"),
+        (["objective=test/iou/mean"], "objective=test/iou/mean: only val/... scores may be optimised"),
+        (["trainer.precision=16-mixed"], "needs a GPU, and this run is on the CPU; use trainer=auto"),
+        (["data.num_train=5"], "data.num_train=5, but 4 labelled samples are there to choose from"),
+        (["data.num_test=0"], "no sample is left to test on"),
+        (["data.source.kind=coal"], "kind 'coal' is not drawn"),
+        (["+method.predictor.foo=1"], "unexpected keyword argument 'foo'"),
+        (["checkpoints.stable_diffusion.path_or_id=./nothing"], "there is no folder './nothing'"),
+        (["checkpoints.sam.path=???"], "needs a value for checkpoints.sam.path"),
+        (["data=profiles", "~data.source.size", "data.root=nowhere"], "data.root=nowhere is no folder"),
+        # objects from elsewhere
+        (["method.predictor._target_=os.system"], "method.predictor names os.system, which is outside geoseg"),
+        (["+x._target_=subprocess.run"], "x names subprocess.run"),
+        (
+            ["method.task.optimizer._target_=diffusers.utils.torch_utils.torch.load"],
+            "really is torch.serialization.load",
+        ),
+        (["method.predictor._target_=geoseg.record.subprocess.run"], "really is subprocess.run"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_training(
+    run_cli: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    tiny_run: list[str],
+    words: list[str],
+    message: str,
+) -> None:
+    import pytorch_lightning as pl
+
+    def no(*args: Any, **options: Any) -> None:
+        raise AssertionError("work was begun")
+
+    for work in ("fit", "test"):
+        monkeypatch.setattr(pl.Trainer, work, no)
+    monkeypatch.setattr(os, "system", no)
+    monkeypatch.setattr(os, "abort", no)
+    base = (
+        tiny_run if "data=profiles" not in words else [word for word in tiny_run if not word.startswith("data.source")]
+    )
+    words = [word for word in words if not word.startswith("~")]
+    assert run_cli("run", *base, *words) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("adapter"))
+
+
+def test_trust_lets_a_package_in(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mymethods.py").write_text(
+        "from geoseg.predictors.unchanged import InputAsIs\n\n\nclass Mine(InputAsIs):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "mine"))
+    words = (*AS_IS, "method.predictor._target_=mymethods.Mine")
+    assert run_cli("run", *words) == 2
+    assert "trust=[mymethods]" in capsys.readouterr().err
+    assert run_cli("run", *words, "trust=[mymethods]") == 0
+    sys.modules.pop("mymethods")
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_several_runs(run_cli: Callable[..., int], tmp_path: Path, order: str) -> None:
+    words = ["-m", *AS_IS, "seed=0,1"] if order == "first" else [*AS_IS, "seed=0,1", "--multirun"]
+    assert run_cli("run", *words) == 0
+    records = [json.loads(path.read_text()) for path in record_paths(tmp_path)]
+    assert sorted(record["seed"] for record in records) == [0, 1]
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"run"}  # nothing of Hydra's own
+
+
+@pytest.mark.parametrize("option", [["--config-dir", "own"], ["--config-dir=own"], ["-cd", "own"]])
+def test_experiments_of_ones_own(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, option: list[str]
+) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text("# @package _global_\nname: my_question\nseed: 5\n")
+    assert run_cli("run", *option, "experiment=mine", *AS_IS) == 0
+    assert [path.parts[-3] for path in record_paths(tmp_path)] == ["my_question"]
+    assert run_cli("run", *option, "experiment=mime", *AS_IS) == 2
+    assert "did you mean experiment=mine?" in capsys.readouterr().err
+
+
+def test_one_bad_run_of_several_is_told_in_the_exit_code(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_cli("run", "-m", *AS_IS, "data.num_train=9,2") == 2
+    assert "data.num_train=9" in capsys.readouterr().err
+    assert len(record_paths(tmp_path)) == 1
+
+
+def test_an_objective_that_no_run_has(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_cli("run", *AS_IS, "objective=val/iou") == 2
+    assert "objective=val/iou is no score of this run" in capsys.readouterr().err
+
+
+def test_report_gathers_records(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_cli("report", "runs", "--to", "out") == 2
+    assert "no record.json below runs" in capsys.readouterr().err
+    assert run_cli("run", "-m", *AS_IS, "seed=0,1") == 0
+    capsys.readouterr()
+    assert run_cli("report", "runs", "--to", "out") == 0
+    said = capsys.readouterr().out
+    assert "2 records -> out/results.csv" in said
+    assert "| input as is |" in said
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = {str(r["seed"]): r for r in (json.loads(path.read_text()) for path in record_paths(tmp_path))}
+    assert {row["seed"] for row in rows} == {"0", "1"}
+    for row in rows:
+        assert float(row["iou/mean"]) == pytest.approx(records[row["seed"]]["scores"]["test/iou/mean"], rel=1e-5)
+    (tmp_path / "out" / "README.md").write_text("<!-- table -->\n<!-- end of table -->\n")
+    assert run_cli("report", "runs", "--to", "out") == 0
+    assert "| input as is |" in (tmp_path / "out" / "README.md").read_text()
+    (tmp_path / "out" / "README.md").write_text("no marks\n")
+    assert run_cli("report", "runs", "--to", "out") == 2
+    assert "around its table" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_cli("report", "runs")

@@ -1,0 +1,113 @@
+"""Figures: every picture is in its place, and no file is left half written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.axes
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from geoseg import figures
+from geoseg.figures import draw_samples, draw_stages, draw_training
+import itertools
+
+RED, GREEN, BLUE = (torch.tensor(colour).view(3, 1, 1).expand(3, 8, 12).float() for colour in torch.eye(3).tolist())
+GREY = torch.full((1, 8, 12), 0.5)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are written."""
+    seen: list[Any] = []
+    write = figures._write
+    monkeypatch.setattr(figures, "_write", lambda figure, path: seen.append(figure) or write(figure, path))
+    return seen
+
+
+def grid(figure: Any, columns: int) -> list[list[np.ndarray]]:
+    """The pictures of a figure, row by row."""
+    shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
+    return [shown[i : i + columns] for i in range(0, len(shown), columns)]
+
+
+def array(picture: Tensor) -> np.ndarray:
+    return picture.permute(1, 2, 0).squeeze(-1).numpy()
+
+
+def test_a_row_per_profile_and_a_column_per_stage(tmp_path: Path, drawn: list[Any]) -> None:
+    pictures = [
+        {"name": "a", "original": GREY, "stages": {"pass 1": RED, "refined": GREEN}, "label": BLUE},
+        {"name": "b", "original": BLUE, "stages": {"pass 1": GREEN, "refined": RED * 1.5}, "label": RED},
+    ]
+    path = draw_stages(pictures, tmp_path / "figures" / "stages.png", note="checkpoints=demo")
+    rows = grid(drawn[0], 4)
+    wanted = [[GREY, RED, GREEN, BLUE], [BLUE, GREEN, RED, RED]]
+    for row, want in zip(rows, wanted, strict=True):
+        for found, picture in zip(row, want, strict=True):
+            np.testing.assert_array_equal(found, array(picture))
+    assert [axis.get_title() for axis in drawn[0].axes[:4]] == ["original", "pass 1", "refined", "label"]
+    assert [drawn[0].axes[i].get_ylabel() for i in (0, 4)] == ["a", "b"]
+    assert drawn[0].get_supxlabel() == "checkpoints=demo"
+    assert [p.name for p in path.parent.iterdir()] == ["stages.png"]
+    with Image.open(path) as picture:
+        colours = {
+            tuple(colour) for colour in np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0).tolist()
+        }
+    assert {(255, 0, 0), (0, 255, 0), (0, 0, 255)} <= colours
+
+
+def test_pictures_of_different_sizes_fit_into_one_figure(tmp_path: Path) -> None:
+    tall = {"name": "t", "original": GREY[:, :, :4], "stages": {"s": RED[:, :, :4]}, "label": BLUE[:, :, :4]}
+    wide = {"name": "w", "original": GREY, "stages": {"s": RED}, "label": BLUE}
+    draw_stages([tall, wide], tmp_path / "a.png")
+    draw_stages([wide], tmp_path / "b.png")
+    with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
+        assert a.height > b.height
+
+
+def test_samples_of_a_training(tmp_path: Path, drawn: list[Any]) -> None:
+    image = torch.stack([GREY, GREY / 2])
+    draw_samples(image, torch.stack([RED, GREEN]), torch.stack([BLUE, RED]), tmp_path / "epoch_0001.png")
+    rows = grid(drawn[0], 2)
+    wanted = [[GREY, GREY / 2], [RED, GREEN], [BLUE, RED]]
+    for row, want in zip(rows, wanted, strict=True):
+        for found, picture in zip(row, want, strict=True):
+            np.testing.assert_array_equal(found, array(picture))
+    assert [drawn[0].axes[i].get_ylabel() for i in (0, 2, 4)] == ["original", "drawn", "label"]
+
+
+def lines_of(axis: matplotlib.axes.Axes) -> dict[str, list[list[float]]]:
+    return {str(line.get_label()): np.asarray(line.get_data()).tolist() for line in axis.lines}
+
+
+def test_curves_of_a_training(tmp_path: Path, drawn: list[Any]) -> None:
+    records: list[dict[str, Any]] = [
+        {"step": i, "train/loss": float(i % 5), "lr/unet": 1e-4, "lr/text": 1e-5} for i in range(60)
+    ]
+    records[7]["train/loss"] = None  # a number that JSON could not hold
+    records += [{"step": 29, "val/loss": 0.5}, {"step": 59, "val/loss": 0.25}]
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    draw_training(metrics, tmp_path / "training.png")
+    loss, rate = drawn[0].axes
+    curves = lines_of(loss)
+    steps = [i for i in range(60) if i != 7]
+    assert curves["each step"] == [steps, [float(i % 5) for i in steps]]
+    smooth = curves["mean of 2 steps"]
+    assert smooth[1] == [(a % 5 + b % 5) / 2 for a, b in itertools.pairwise(steps)]
+    assert smooth[0] == steps[1:]
+    assert curves["validation, fixed noise and timesteps"] == [[29, 59], [0.5, 0.25]]
+    assert {name: values[1][0] for name, values in lines_of(rate).items()} == {"unet": 1e-4, "text": 1e-5}
+    assert rate.get_yscale() == "log"
+
+
+def test_a_training_of_one_step(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(json.dumps({"step": 0, "train/loss": 1.0, "lr/unet": 1e-4}) + "\n")
+    assert draw_training(metrics, tmp_path / "training.png").stat().st_size > 1000
