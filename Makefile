@@ -67,7 +67,7 @@ trained = $$($(BIN)/python -c 'import json, pathlib; \
 
 checkpoints: $(READY) ## train the embedded checkpoints anew, hours on a CPU, and put them into geoseg/assets
 	$(BIN)/geoseg run experiment=demo_autoencoder $(ARGS)
-	$(BIN)/geoseg run experiment=demo_base method.model.vae=$(call trained,demo_autoencoder)/vae $(ARGS)
+	$(BIN)/geoseg run experiment=demo_base method.model.path=$(call trained,demo_autoencoder)/vae $(ARGS)
 	$(BIN)/geoseg run experiment=demo_sam $(ARGS)
 	$(BIN)/python -c 'import sys; from geoseg.diffusion.latent_diffusion import LatentDiffusion; \
 		LatentDiffusion.load(sys.argv[1]).save("geoseg/assets/stable-diffusion", half=True)' $(call trained,demo_base)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 USAGE = """\
@@ -102,7 +103,7 @@ def _run(words: list[str]) -> int:
     multirun = "-m" in words or "--multirun" in words
     overrides = [word for word in words if "=" in word and not word.startswith("-")]
     asked = any(word in ("-h", "--help", "--hydra-help") for word in words)
-    own = [after for word, after in zip(words, words[1:], strict=False) if word in OWN]
+    own = [after for word, after in pairwise(words) if word in OWN]
     own += [word.partition("=")[2] for word in words if word.partition("=")[0] in OWN and "=" in word]
     if not asked:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import math
@@ -13,6 +15,8 @@ from typing import Any, cast
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from geoseg.record import write_atomically
 
 log = logging.getLogger("geoseg")
 
@@ -45,6 +49,23 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Configuration is kept in config.yaml instead."""
+
+    def write_csv(self) -> Path | None:
+        """The same numbers as ``metrics.csv``, a row per step; None where nothing was logged."""
+        if not self.path.is_file():
+            return None
+        rows: dict[int, dict[str, Any]] = {}
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            numbers = json.loads(line)
+            rows.setdefault(numbers["step"], {}).update(numbers)
+        columns = ["step", *sorted({name for row in rows.values() for name in row} - {"step"})]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[step] for step in sorted(rows))
+        path = self.path.with_suffix(".csv")
+        write_atomically(path, text.getvalue())
+        return path
 
 
 class WandbLogger(Logger):
@@ -153,6 +174,7 @@ class WandbLogger(Logger):
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()  # wandb's own process may work in another directory
         os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # staged artifacts stay beside the run
         self._run = wandb.init(
             dir=str(folder),
@@ -167,7 +189,13 @@ class WandbLogger(Logger):
             resume="allow",
             reinit="finish_previous",
             settings=wandb.Settings(
-                silent=True, console="off", init_timeout=15, x_disable_stats=True, disable_git=True, save_code=False
+                silent=True,
+                console="off",
+                init_timeout=15,
+                x_disable_stats=True,
+                x_disable_meta=True,  # it holds the command line, and that may hold secrets
+                disable_git=True,
+                save_code=False,
             ),
         )
 

@@ -89,8 +89,12 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
     console = console or Console()
     if not console.is_terminal:
         console = Console(width=max(120, console.width), file=console.file)
-    console.print(main_table(records))
     first = records[0]
+    if any(name.startswith("test/") for name in first["scores"]):
+        console.print(main_table(records))
+    else:
+        for name, value in first["scores"].items():
+            console.print(f"{name:<32} {value:.4f}", highlight=False)
     if "sam/masks" in first.get("facts", {}):
         facts = first["facts"]
         console.print(
@@ -178,7 +182,7 @@ REFERENCE = "input as is"
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
-    """Finished records as one Markdown table: a row per method, what it was given and stage; mean and deviation of runs.
+    """Finished records as one Markdown table: a row per method, what it was given and stage; mean and spread of runs.
 
     The last columns hold the mean difference to ``input as is`` over independent units (a unit's score is its mean
     over the runs that tested it), with a 95 % bootstrap interval over units.

@@ -16,7 +16,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import CSVLogger
 
 from geoseg import lora, progress
 from geoseg.config import build, check_targets, identity, plain, redact
@@ -50,7 +49,7 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
         raise ValueError(
             f"objective={cfg.objective}: only val/... scores may be optimised; choosing by a test score spoils the test"
         )
-    methods = {"": settings["method"], **settings["rivals"]}
+    methods = {"": settings["method"], **(settings["rivals"] or {})}
     data: DataModule = build(settings["data"])
     data.prepare()
     if not data.names["test"] and any(method["predictor"] is not None for method in methods.values()):
@@ -104,15 +103,16 @@ class Job:
         base = {
             "seed": self.settings["seed"],
             "model": method["model"],
-            "weights": self.weights["hashes"],  # what a checkpoint holds, whatever its folder is called
+            # what its checkpoints hold, whatever their folders are called
+            "weights": {name: value for name, value in self.weights["hashes"].items() if name.startswith("model")},
             "palette": None if data.palette is None else data.palette.hex,
+            "precision": self.settings["trainer"]["precision"],
         }
         self.fit_id = None
         if method["task"] is not None:
             fitted = {"adapter": method["adapter"], "task": method["task"]}
-            precision = self.settings["trainer"]["precision"]
-            self.fit_id = identity(base, fitted, precision, data.fingerprint("train", "val"))
-        scored = {"predictor": method["predictor"], "wrappers": method["wrappers"]}
+            self.fit_id = identity(base, fitted, data.fingerprint("train", "val"))
+        scored = {"predictor": method["predictor"], "wrappers": method["wrappers"], "weights": self.weights["hashes"]}
         self.run_id = identity(base, scored, self.fit_id, data.fingerprint("train", "val", "test"))
         self.folder = Path(self.settings["runs"]) / self.settings["name"] / self.run_id
         self.fit_folder = Path(self.settings["runs"]) / "fits" / (self.fit_id or "none")
@@ -218,7 +218,7 @@ class Job:
             log.info("%s: trained before as fit %s", self.method["title"], self.fit_id)
             return fitted
         done.unlink(missing_ok=True)
-        loggers = [JsonLines(self.fit_folder), CSVLogger(str(self.fit_folder), name="", version=""), *wandb]
+        lines = JsonLines(self.fit_folder)
         plan = task.fit
         steps = -(-len(self.data.train) // plan.batch_size) * plan.epochs * plan.repeats
         per_epoch = max(1, steps // plan.epochs)
@@ -229,7 +229,7 @@ class Job:
         if self.settings["sample_every"] and self.settings["sample_images"]:
             callbacks.append(self._samples(predictor, per_epoch, wandb))
         trainer = self._trainer(
-            loggers,
+            [lines, *wandb],
             max_epochs=1,  # Lightning's one epoch is the whole run: see ``Visits``
             accumulate_grad_batches=plan.accumulate,
             gradient_clip_val=plan.clip,
@@ -239,13 +239,16 @@ class Job:
             limit_val_batches=1.0 if len(self.data.val) else 0,
             num_sanity_val_steps=0,
         )
-        progress.section(self.method["title"])
+        drawn = [len(one.items) * (plan.epochs // one.every) for one in callbacks if isinstance(one, Samples)]
+        progress.section(self.method["title"], sum(drawn))
         started = time.perf_counter()
         try:
             trainer.fit(task, datamodule=self.data)
         except TrainingDiverged:
             task.save(adapter)
             raise
+        finally:
+            lines.write_csv()
         fitted = {
             "minutes": (time.perf_counter() - started) / 60,
             "files": [path.relative_to(adapter).as_posix() for path in task.save(adapter)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from geoseg import figures
 from geoseg.figures import draw_samples, draw_stages, draw_training
-import itertools
 
 RED, GREEN, BLUE = (torch.tensor(colour).view(3, 1, 1).expand(3, 8, 12).float() for colour in torch.eye(3).tolist())
 GREY = torch.full((1, 8, 12), 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import csv
 import json
 import logging
 import math
@@ -45,6 +46,22 @@ def test_a_new_logger_begins_a_new_file(tmp_path: Path) -> None:
     for _ in range(2):
         JsonLines(tmp_path).log_metrics({"a": 1.0}, step=0)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_the_same_numbers_as_a_table(tmp_path: Path) -> None:
+    logger = JsonLines(tmp_path)
+    assert logger.write_csv() is None
+    logger.log_metrics({"train/loss": 0.5, "lr/unet": 0.125}, step=0)
+    logger.log_metrics({"train/loss": math.nan, "lr/unet": 0.25}, step=1)
+    logger.log_metrics({"val/loss": 0.75}, step=1)
+    path = logger.write_csv()
+    assert path is not None
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {"step": "0", "lr/unet": "0.125", "train/loss": "0.5", "val/loss": ""},
+        {"step": "1", "lr/unet": "0.25", "train/loss": "", "val/loss": "0.75"},
+    ]
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ def repository(folder: Path) -> Path:
     """A checkout with one commit and a geoseg package in it."""
     (folder / "geoseg").mkdir(parents=True)
     (folder / "conf").mkdir()
+    (folder / "conf" / "run.yaml").write_text("a: 1\n")
     (folder / "geoseg" / "record.py").write_text("1\n")
     (folder / "notes.txt").write_text("1\n")
     me = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
@@ -85,6 +86,9 @@ def test_the_commit_and_changes_of_a_checkout(tmp_path: Path, monkeypatch: pytes
     assert commit() == (head, False)
     (folder / "notes.txt").write_text("2\n")  # not code
     assert commit() == (head, False)
+    (folder / "conf" / "run.yaml").write_text("a: 2\n")
+    assert commit() == (head, True)
+    (folder / "conf" / "run.yaml").write_text("a: 1\n")
     (folder / "geoseg" / "record.py").write_text("2\n")
     assert commit() == (head, True)
 

@@ -135,6 +135,14 @@ def test_what_is_printed_after_a_run() -> None:
     assert "8.0 in all, 1.5 of them training the adapter" in text
 
 
+def test_what_is_printed_after_a_training_that_is_not_tested() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    print_run([record(scores={"val/psnr/mean": 23.45678})], Path("runs/asked/l04"), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "23.4568" in text
+    assert "Dice" not in text
+
+
 def failed() -> dict[str, Any]:
     made = record("label LoRA", seed=7, status="failed", error="ValueError: no")
     return {name: value for name, value in made.items() if name not in ("scores", "stages", "minutes", "per_unit")}
@@ -213,6 +221,13 @@ def test_the_summary_compares_unit_by_unit() -> None:
     # the same difference at every unit leaves an interval of no width
     assert lora == ["-0.300 [-0.300, -0.300], n = 5"] * 2
     assert rows["U-Net, 4 label maps alone, demo"][-2:] == ["-0.100 n = 4: no interval"] * 2
+
+
+def test_a_unit_without_a_score_is_left_out() -> None:
+    odd = record(start=0.2)
+    odd["per_unit"]["test/matched/iou/mean"][2] = None
+    rows = cells([record("input as is", start=0.5, labels=0, kind="none"), odd])
+    assert rows["label LoRA, 4 label maps alone, demo"][-1] == "-0.300 n = 4: no interval"
 
 
 def test_an_interval_that_spreads() -> None:

@@ -76,13 +76,24 @@ def test_every_file_is_there(finished: SimpleNamespace) -> None:
     for name in ("fit.json", "metrics.jsonl", "metrics.csv", f"adapter/{FILE}", "samples/epoch_0001.png"):
         assert (fit / name).is_file(), name
     assert (finished.runs / "fits" / found["U-Net"]["fit_id"] / "adapter" / "model.safetensors").is_file()
-    assert not [path for path in finished.runs.rglob("*.part*")]
+    assert not list(finished.runs.rglob("*.part*"))
 
 
 def test_the_record_holds_what_it_promises(finished: SimpleNamespace) -> None:
     for method, record in records(finished.runs).items():
         assert set(record) >= {
-            *("schema", "run_id", "fit_id", "experiment", "method", "data", "num_train", "checkpoints", "seed", "commit"),
+            *(
+                "schema",
+                "run_id",
+                "fit_id",
+                "experiment",
+                "method",
+                "data",
+                "num_train",
+                "checkpoints",
+                "seed",
+                "commit",
+            ),
             *("dirty", "versions", "device", "precision", "minutes", "given", "scores", "per_unit", "stages"),
             *("stages_per_unit", "units", "facts", "status", "config", "adapter", "figures"),
         }, method
@@ -143,7 +154,8 @@ def test_numbers_of_the_training_are_kept(finished: SimpleNamespace) -> None:
     lines = [json.loads(line) for line in (fit / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "train/loss" in line]
     assert [line["step"] for line in steps] == [0, 1, 2, 3]  # two maps, two epochs, one at a time
-    assert all(line["lr/unet"] == 1e-4 and line["lr/text"] == 1e-5 for line in steps)
+    assert [line["lr/unet"] for line in steps] == pytest.approx([1e-4] * 4)
+    assert [line["lr/text"] for line in steps] == pytest.approx([1e-5] * 4)
     assert [line["val/loss"] for line in lines if "val/loss" in line] == [pytest.approx(record["scores"]["val/loss"])]
     columns = (fit / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "lr/unet", "lr/text", "train/grad_norm", "train/samples_per_s"} <= set(columns)
@@ -188,7 +200,15 @@ def test_weights_and_biases_has_it_all(finished: SimpleNamespace) -> None:
         timeout=60,
         check=True,
     )
-    for words in ("train/loss", "lr/unet", "lr/text", "val/loss", "test/iou/mean", "samples/epoch_0001", "figures/stages"):
+    for words in (
+        "train/loss",
+        "lr/unet",
+        "lr/text",
+        "val/loss",
+        "test/iou/mean",
+        "samples/epoch_0001",
+        "figures/stages",
+    ):
         assert words in done.stdout
     for words in ("table-file", f"adapter-{record['fit_id']}", FILE, "MARKED", "checkpoints=local", "label_lora"):
         assert words in done.stdout
@@ -209,7 +229,10 @@ def test_the_same_command_again_does_nothing(finished: SimpleNamespace, monkeypa
     shown = io.StringIO()
     with contextlib.chdir(finished.folder), contextlib.redirect_stdout(shown):
         # neither what is watched nor where it runs makes another run of it
-        assert main([*finished.command, "logger=files", "figure_rows=1", "progress=false", "trainer.accelerator=auto"]) == 0
+        assert (
+            main([*finished.command, "logger=files", "figure_rows=1", "progress=false", "trainer.accelerator=auto"])
+            == 0
+        )
     assert times(finished.folder) == before
     table = finished.shown[finished.shown.index("label_lora, seed 0") :]
     assert shown.getvalue().strip() == table.strip()
@@ -237,7 +260,7 @@ def test_another_strength_uses_the_same_training(
     (new,) = [
         record
         for record in (record_of(path.parent) for path in runs.rglob("record.json"))
-        if record["config"]["method"]["predictor"]["strength"] == 0.4
+        if record["config"]["method"]["predictor"].get("strength") == 0.4
     ]
     assert new["fit_id"] == old["fit_id"]
     assert new["run_id"] != old["run_id"]
@@ -250,7 +273,9 @@ def test_another_strength_uses_the_same_training(
     assert (fresh["run_id"], fresh["fit_id"]) == (new["run_id"], new["fit_id"])
     assert fresh["scores"] == new["scores"]
     assert fresh["per_unit"] == new["per_unit"]
-    adapters = [load_file(folder / "fits" / old["fit_id"] / "adapter" / FILE) for folder in (runs, tmp_path / "elsewhere")]
+    adapters = [
+        load_file(folder / "fits" / old["fit_id"] / "adapter" / FILE) for folder in (runs, tmp_path / "elsewhere")
+    ]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
 
 
@@ -278,15 +303,35 @@ def test_other_maps_to_train_on(tiny_run: list[str], run_cli: Callable[..., int]
     assert not (tmp_path / "runs" / "fits" / record["fit_id"] / "samples").exists()
 
 
+def test_methods_of_one_command_leave_no_trace_on_each_other(
+    finished: SimpleNamespace, tiny_run: list[str], run_cli: Callable[..., int], tmp_path: Path
+) -> None:
+    both = ["+method@rivals.second=label_lora", "rivals.second.title=second", "rivals.second.adapter.rank=2"]
+    both += [f"rivals.second.{word.removeprefix('method.')}" for word in tiny_run if word.startswith("method.")]
+    assert run_cli("run", *tiny_run, *both, "runs=together") == 0
+    assert run_cli("run", *tiny_run, "method.adapter.rank=2", "runs=alone") == 0
+    second, alone = records(tmp_path / "together")["second"], records(tmp_path / "alone")["label LoRA"]
+    assert (second["run_id"], second["fit_id"]) == (alone["run_id"], alone["fit_id"])
+    assert second["per_unit"] == alone["per_unit"]
+    # and the control is that of the base model, though it came after a training
+    control = [word for word in tiny_run if not word.startswith(("method.task", "method.wrappers"))]
+    assert run_cli("run", "method=without_lora", *control, "runs=control") == 0
+    (alone,) = records(tmp_path / "control").values()
+    assert alone["per_unit"] == records(finished.runs)["without LoRA"]["per_unit"]
+
+
 # identity
 
 
 @pytest.fixture
-def job(compose: Callable[[list[str]], DictConfig], tiny_run: list[str]) -> Callable[..., Job]:
+def job(
+    compose: Callable[[list[str]], DictConfig], tiny_run: list[str], tiny_checkpoints: list[str]
+) -> Callable[..., Job]:
     """The main method's job of a configuration; nothing is run."""
 
     def made(*overrides: str) -> Job:
-        settings = plain(compose([*tiny_run, *overrides]))
+        base = tiny_checkpoints if any(word.startswith("method=") for word in overrides) else tiny_run
+        settings = plain(compose([*base, *overrides]))
         data = build(settings["data"])
         data.prepare()
         return Job(settings, settings["method"], data)
@@ -384,6 +429,7 @@ def test_a_method_without_training_has_no_fit(job: Callable[..., Job]) -> None:
     as_is = job("method=input_as_is")
     assert as_is.fit_id is None
     assert as_is.run_id == job("method=input_as_is", "checkpoints.sam.path=nowhere").run_id
+    assert as_is.run_id != job("method=input_as_is", "trainer.precision=bf16-mixed").run_id
 
 
 def write_pairs(root: Path) -> None:
@@ -496,7 +542,7 @@ def test_it_is_trained_again_after_that(
 
 
 def test_wandb_that_does_not_start_stops_nothing(
-    run_cli: Callable[..., int], tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: Callable[..., int], tiny_checkpoints: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
 
@@ -504,12 +550,12 @@ def test_wandb_that_does_not_start_stops_nothing(
         raise wandb.errors.CommError("no network")
 
     monkeypatch.setattr(wandb, "init", dead)
-    assert run_cli("run", *tiny_run, "method=input_as_is", "logger=wandb") == 0
+    assert run_cli("run", *tiny_checkpoints, "method=input_as_is", "logger=wandb") == 0
     assert records(tmp_path / "runs")["input as is"]["status"] == "done"
 
 
 def test_a_failed_run_ends_its_wandb_run(
-    run_cli: Callable[..., int], tiny_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_cli: Callable[..., int], tiny_checkpoints: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import wandb
 
@@ -518,25 +564,25 @@ def test_a_failed_run_ends_its_wandb_run(
         log=lambda *a, **k: None, summary={}, finish=lambda exit_code=0: ended.append(exit_code), log_artifact=None
     )
     monkeypatch.setattr(wandb, "init", lambda **options: fake)
-    assert run_cli("run", *tiny_run, "method=input_as_is", "logger=wandb") == 0
+    assert run_cli("run", *tiny_checkpoints, "method=input_as_is", "logger=wandb") == 0
     assert ended == [0]
 
     def broken(self: Job, *args: Any) -> None:
         raise RuntimeError("no")
 
     monkeypatch.setattr(Job, "_evaluate", broken)
-    assert run_cli("run", *tiny_run, "method=input_as_is", "logger=wandb", "seed=1") == 1
+    assert run_cli("run", *tiny_checkpoints, "method=input_as_is", "logger=wandb", "seed=1") == 1
     assert ended == [0, 1]
 
 
 def test_a_resolver_cannot_smuggle_an_object_in(
-    compose: Callable[[list[str]], DictConfig], tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
+    compose: Callable[[list[str]], DictConfig], tiny_checkpoints: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no() -> None:
         raise AssertionError("called")
 
     monkeypatch.setattr(os, "abort", no)
-    cfg = compose([*tiny_run, "method=input_as_is"])
+    cfg = compose([*tiny_checkpoints, "method=input_as_is"])
     OmegaConf.set_struct(cfg, False)
     cfg.method.predictor = "${oc.decode:'{_target_: os.abort}'}"
     with pytest.raises(ValueError, match=r"method\.predictor names os\.abort"):

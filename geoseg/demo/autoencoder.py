@@ -77,7 +77,7 @@ class AutoencoderTask(Task):
         kl: float = 2e-4,
         **task: Any,
     ) -> None:
-        super().__init__(groups={"vae": list(model.parameters())}, seed=seed, **task)
+        super().__init__(groups={"vae": list(model.train().parameters())}, seed=seed, **task)
         self.model, self.crop, self.pieces, self.chroma, self.kl = model, crop, pieces, chroma, kl
         self._seen: Split | None = None
 

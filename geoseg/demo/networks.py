@@ -113,28 +113,32 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def latent_diffusion(vae: str | Path, source: Source, captions: int = 2000) -> LatentDiffusion:
+def latent_diffusion(path: str | Path, source: Source, captions: int = 2000) -> LatentDiffusion:
     """An untrained denoising network and text encoder around a trained autoencoder.
 
     Args:
-        vae: folder of the autoencoder, as ``AutoencoderTask`` writes it.
+        path: folder of the autoencoder, as ``AutoencoderTask`` writes it.
         source: the corpus whose captions the tokenizer is made for.
         captions: how many of them it looks at.
 
     Raises:
         ValueError: the folder is missing.
     """
-    if not Path(vae).is_dir():
-        raise ValueError(f"there is no autoencoder in {str(vae)!r}; train it first, and give the folder vae of its run")
+    if not Path(path).is_dir():
+        raise ValueError(f"there is no autoencoder in {str(path)!r}; train it first, and give the folder vae of it")
     tokenizer = corpus_tokenizer(source, captions)
-    return LatentDiffusion(AutoencoderKL.from_pretrained(vae), unet(), text_encoder(tokenizer), tokenizer, scheduler())
+    return LatentDiffusion(AutoencoderKL.from_pretrained(path), unet(), text_encoder(tokenizer), tokenizer, scheduler())
 
 
 def sam_config() -> dict[str, Any]:
-    """Sizes of the small segment-anything model, in the terms of ``geoseg.models.sam``."""
+    """Sizes of the small segment-anything model, in the terms of ``geoseg.models.sam``.
+
+    It reads pictures at half their size: its masks have a quarter of a patch per cell, which is then one pixel, and a
+    patch of 4 x 4 pixels holds no more numbers than its decoder can carry.
+    """
     return {
-        "image_size": PICTURE,
-        "patch_size": 8,
+        "image_size": PICTURE // 2,
+        "patch_size": 4,
         "embed_dim": 128,
         "depth": 4,
         "num_heads": 4,

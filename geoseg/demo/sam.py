@@ -134,27 +134,54 @@ def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def segmenter(config: Mapping[str, Any] | None = None) -> Sam:
-    """An untrained small model whose clicks already look at the place they are on.
+    """An untrained small model whose parts already hand on what the others need.
 
-    With random weights a click has to find out first which of the image's cells it lies in, which takes longer than
-    all the rest. Query and key weights of the attention between clicks and image start equal and orthogonal, so that
-    equal positions attract each other.
+    With random weights a click first has to find out which of the image's cells it lies in, and its answer is blurred
+    on the way to the mask; that takes longer to learn than all the rest. So
+
+    - the blocks of the image encoder start as identities: a cell starts as the picture's pixels;
+    - queries and keys of the attention between clicks and image start equal and orthogonal: equal positions attract;
+    - values and outputs of all attention in the decoder start as each other's inverse: what is looked at arrives;
+    - the networks that turn tokens into masks keep the size of what they are given.
 
     Args:
         config: sizes as in ``geoseg.models.sam``; None takes ``sam_config()``.
     """
     sam = build_sam(config if config is not None else sam_config())
-    transformer = sam.mask_decoder.transformer
-    attentions = [transformer.final_attn_token_to_image]
-    for layer in transformer.layers:
-        attentions += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    decoder = sam.mask_decoder
+    between = [decoder.transformer.final_attn_token_to_image]
+    for layer in decoder.transformer.layers:
+        between += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
     with torch.no_grad():
-        for attention in attentions:
+        for block in sam.image_encoder.blocks:
+            for last in (block.attn.proj, block.mlp.lin2):
+                last.weight.zero_()
+                last.bias.zero_()
+        for attention in between:
             nn.init.orthogonal_(attention.q_proj.weight, gain=2.0)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
             attention.q_proj.bias.zero_()
             attention.k_proj.bias.zero_()
+            _hand_on(attention, 1.0)
+        for layer in decoder.transformer.layers:
+            _hand_on(layer.self_attn, 2.0)  # a token's share of what another one knows is small: they are seven
+            layer.mlp.lin2.weight.zero_()
+            layer.mlp.lin2.bias.zero_()
+        for network in decoder.output_hypernetworks_mlps:
+            for linear in network.layers:
+                nn.init.orthogonal_(linear.weight, gain=2**0.5)
+                linear.bias.zero_()
+        # what kind of prompt it is must not drown where it is
+        for embedding in [*sam.prompt_encoder.point_embeddings, sam.prompt_encoder.no_mask_embed]:
+            embedding.weight.mul_(0.1)
     return sam
+
+
+def _hand_on(attention: nn.Module, gain: float) -> None:
+    nn.init.orthogonal_(attention.v_proj.weight)
+    attention.out_proj.weight.copy_(gain * attention.v_proj.weight.T)
+    attention.v_proj.bias.zero_()
+    attention.out_proj.bias.zero_()
 
 
 class SamTask(Task):
@@ -174,11 +201,11 @@ class SamTask(Task):
         model: Sam,
         seed: int,
         config: Mapping[str, Any] | None = None,
-        clicks: int = 6,
+        clicks: int = 8,
         repaint: float = 0.7,
         **task: Any,
     ) -> None:
-        super().__init__(groups={"sam": list(model.parameters())}, seed=seed, **task)
+        super().__init__(groups={"sam": list(model.train().parameters())}, seed=seed, **task)
         self.model, self.config = model, dict(config if config is not None else sam_config())
         self.clicks, self.repaint = clicks, repaint
 
@@ -189,19 +216,22 @@ class SamTask(Task):
         """Masks for every click.
 
         Args:
-            image: float [B, 3, S, S] in [0, 1], S the model's image size.
+            image: float [B, 3, H, W] in [0, 1], square; it is resized to the model's S as the predictor does.
             points: float [B, N, 2], x and y in pixels.
 
         Returns:
-            logits float32 [B * N, 4, S/2, S/2] with patches of 8 pixels, the first for a click that means one thing,
+            logits float32 [B * N, 4, 4h, 4w] for a grid of h x w patches, the first for a click that means one thing,
             the others for three meanings; estimated IoU float32 [B * N, 4].
 
         Raises:
-            ValueError: the pictures have another size.
+            ValueError: the pictures are not square.
         """
         side = self.model.image_encoder.img_size
-        if image.shape[-2:] != (side, side):
-            raise ValueError(f"this model is trained on {side} x {side} pictures, got {tuple(image.shape[-2:])}")
+        if image.shape[-2] != image.shape[-1]:
+            raise ValueError(f"this task learns from square pictures, got {tuple(image.shape[-2:])}")
+        points = points * (side / image.shape[-1])
+        if image.shape[-1] != side:
+            image = F.interpolate(image, (side, side), mode="bilinear", align_corners=False, antialias=True)
         embedding = self.model.image_encoder(self.model.preprocess(255 * image))  # [B, C, h, w]
         points = points.flatten(0, 1)[:, None]  # [B * N, 1, 2]
         sparse, dense = self.model.prompt_encoder(
@@ -230,8 +260,8 @@ class SamTask(Task):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         logits, quality = self(batch["image"], batch["points"])
-        size = batch["masks"].shape[-2:]
-        found = self.model.postprocess_masks(logits, size, size) > 0
+        side = self.model.image_encoder.img_size
+        found = self.model.postprocess_masks(logits, (side, side), tuple(batch["masks"].shape[-2:])) > 0
         overlap = iou(found, batch["masks"].flatten(0, 1)[:, None])  # [B * N, 4]
         chosen = overlap[:, 1:].gather(1, quality[:, 1:].argmax(1, keepdim=True))[:, 0]
         scores = {"one": overlap[:, 0], "chosen": chosen, "estimate": quality[:, 1:].max(1).values}
