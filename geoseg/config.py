@@ -18,6 +18,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from geoseg.record import digest
+
 TRUSTED = (
     "geoseg.",
     "torch.optim.",
@@ -123,6 +125,26 @@ def identity(*parts: Any) -> str:
     """
     text = json.dumps([_without_places(part) for part in parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def weights_of(method: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Names and digests of every checkpoint that a method reads."""
+    ids: dict[str, str] = {}
+    hashes: dict[str, str] = {}
+
+    def walk(node: Any, where: str) -> None:
+        if isinstance(node, Mapping):
+            for name, value in node.items():
+                if name in ("path", "path_or_id") and isinstance(value, str):
+                    path = Path(value).expanduser()
+                    ids[where] = path.name if path.exists() else value
+                    hashes[where] = digest(path) if path.exists() else f"{value}, revision {node.get('revision')}"
+                else:
+                    walk(value, f"{where}.{name}" if where else str(name))
+
+    for part in ("model", "predictor", "wrappers"):
+        walk(method[part], part)
+    return {"ids": ids, "hashes": hashes}
 
 
 def redact(config: Any) -> Any:

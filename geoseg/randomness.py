@@ -7,6 +7,8 @@ resumed, batched differently or spread over more workers sees the same numbers.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -30,3 +32,11 @@ def stream(seed: int, *where: str | int) -> torch.Generator:
 def numpy_stream(seed: int, *where: str | int) -> np.random.Generator:
     """A generator for NumPy, started at ``key(seed, *where)``; Philox gives the same numbers on every machine."""
     return np.random.Generator(np.random.Philox(key(seed, *where)))
+
+
+@contextmanager
+def seeded(seed: int, what: str) -> Iterator[None]:
+    """First weights depend on the run's seed alone, and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, what))
+        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -10,6 +11,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 SCHEMA = 1
 """Version of the layout of record.json."""
@@ -46,7 +49,7 @@ def write_atomically(path: Path, content: str) -> None:
 def write_record(folder: Path, record: Mapping[str, Any]) -> Path:
     """Writes ``record.json`` into a run's folder."""
     path = folder / "record.json"
-    write_atomically(path, json.dumps({"schema": SCHEMA, **record}, indent=1, allow_nan=False) + "\n")
+    write_atomically(path, json.dumps(finite({"schema": SCHEMA, **record}), indent=1, allow_nan=False) + "\n")
     return path
 
 
@@ -92,3 +95,38 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def digest(path: Path, edge: int = 8 << 20) -> str:
+    """A fingerprint of a checkpoint: names, sizes and, of files beyond 16 MiB, the first and last 8 MiB."""
+    total = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        size = file.stat().st_size
+        total.update(f"{file.relative_to(path)}:{size};".encode())
+        with file.open("rb") as handle:
+            if size <= 2 * edge:
+                total.update(handle.read())
+            else:
+                total.update(handle.read(edge))
+                handle.seek(-edge, 2)
+                total.update(handle.read(edge))
+    return total.hexdigest()[:16]
+
+
+def device() -> str:
+    """The device in words, such as "NVIDIA H100" or "CPU x86_64, 2 threads"."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def finite(value: Any) -> Any:
+    """The same containers with numbers that JSON cannot hold (nan, infinity) as None."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not (float("-inf") < value < float("inf")):
+        return None
+    return value

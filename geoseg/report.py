@@ -111,6 +111,13 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
     console.print(f"{'minutes':<16} {minutes:.1f} in all, {first['minutes']['fit']:.1f} of them training the adapter")
 
 
+def stage_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Columns and rows of a record's scores: a row per stage, and one for the answer."""
+    columns = [name for name in record["scores"] if name.startswith("test/")]
+    named = {**record["stages"], record["method"]: record["scores"]}
+    return ["stage", *columns], [[stage, *(scores.get(name) for name in columns)] for stage, scores in named.items()]
+
+
 COLUMNS = (
     "run_id",
     "experiment",

@@ -35,13 +35,12 @@ def test_a_record_of_a_newer_program_is_not_guessed_at(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
-def test_numbers_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:
-    write_record(tmp_path, {"score": 1.0})
-    with pytest.raises(ValueError, match="JSON"):
-        write_record(tmp_path, {"score": float("nan")})
-    kept = read_record(tmp_path)
-    assert kept is not None
-    assert kept["score"] == 1.0
+def test_numbers_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
+    write_record(tmp_path, {"scores": {"a": float("nan"), "b": float("inf"), "c": 1.5}, "list": [float("-inf"), 2]})
+    record = read_record(tmp_path)
+    assert record is not None
+    assert record["scores"] == {"a": None, "b": None, "c": 1.5}
+    assert record["list"] == [None, 2]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_scrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

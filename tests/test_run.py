@@ -23,8 +23,10 @@ from safetensors.torch import load_file, save_file
 
 from geoseg.cli import main
 from geoseg.config import build, plain
+from geoseg.job import Job
 from geoseg.lora import FILE
-from geoseg.run import Job, finite, run
+from geoseg.record import finite
+from geoseg.run import run
 from geoseg.tasks.denoising import DenoisingTask
 
 RIVALS = [

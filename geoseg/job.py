@@ -1,0 +1,354 @@
+"""One method on one data set with one seed: its identity, and how its record comes about."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+
+from geoseg import lora, progress
+from geoseg.config import build, identity, redact, weights_of
+from geoseg.data.module import DataModule
+from geoseg.figures import draw_stages, draw_training
+from geoseg.loggers import JsonLines, WandbLogger
+from geoseg.randomness import seeded
+from geoseg.record import commit, device, read_record, versions, write_atomically, write_record
+from geoseg.report import stage_table
+from geoseg.samples import Samples
+from geoseg.tasks.callbacks import Average, Watch
+from geoseg.tasks.evaluation import EvaluationTask
+from geoseg.tasks.task import Task, TrainingDiverged
+
+log = logging.getLogger("geoseg")
+
+
+class Models:
+    """Keeps the last frozen model loaded, so that methods that share one do not read it twice."""
+
+    def __init__(self) -> None:
+        self._key, self._model = "", None
+
+    def get(self, method: Mapping[str, Any], available: Mapping[str, Any]) -> Any:
+        """The model of a method; a model that training changes is always built anew."""
+        if method["model"] is None:
+            return None
+        changed = method["adapter"] is None and method["task"] is not None
+        wanted = json.dumps(method["model"], sort_keys=True, default=str)
+        if changed or wanted != self._key:
+            with seeded(available["seed"], "model"):
+                model = build(method["model"], **available)
+            if changed:
+                return model
+            self._key, self._model = wanted, model
+        return self._model
+
+
+class Assembled(NamedTuple):
+    """A method as objects.
+
+    Attributes:
+        task: what is learnt, or None.
+        bare: the predictor without its wrappers, or None.
+        predictor: the same with its wrappers.
+    """
+
+    task: Task | None
+    bare: Any
+    predictor: Any
+
+
+@dataclass
+class Job:
+    """One method on one data set with one seed: its identity, and how its record comes about."""
+
+    settings: Mapping[str, Any]
+    method: Mapping[str, Any]
+    data: DataModule
+    fit_id: str | None = field(init=False)
+    run_id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        method, data = self.method, self.data
+        self.weights = weights_of(method)
+        base = {
+            "seed": self.settings["seed"],
+            "model": method["model"],
+            # what its checkpoints hold, whatever their folders are called
+            "weights": {name: value for name, value in self.weights["hashes"].items() if name.startswith("model")},
+            "palette": None if data.palette is None else data.palette.hex,
+            "precision": self.settings["trainer"]["precision"],
+        }
+        self.fit_id = None
+        if method["task"] is not None:
+            fitted = {"adapter": method["adapter"], "task": method["task"]}
+            self.fit_id = identity(base, fitted, data.fingerprint("train", "val"))
+        scored = {"predictor": method["predictor"], "wrappers": method["wrappers"], "weights": self.weights["hashes"]}
+        self.run_id = identity(base, scored, self.fit_id, data.fingerprint("train", "val", "test"))
+        self.folder = Path(self.settings["runs"]) / self.settings["name"] / self.run_id
+        self.fit_folder = Path(self.settings["runs"]) / "fits" / (self.fit_id or "none")
+
+    def result(self, models: Models) -> dict[str, Any]:
+        """The record: read where the run is finished, else made now."""
+        found = self.finished()
+        if found is not None:
+            now, _ = commit()
+            stale = found["commit"] != now
+            log.info(
+                "%s: found finished run %s%s",
+                self.method["title"],
+                self.run_id,
+                f", made by commit {found['commit']}, the code is now {now}; force=true runs it anew" if stale else "",
+            )
+            return found
+        try:
+            return self._run(models)
+        except BaseException as error:
+            self._record(status="failed", error=f"{type(error).__name__}: {error}")
+            raise
+
+    def finished(self) -> dict[str, Any] | None:
+        """The record of an earlier run with this identity that came to its end, or None."""
+        found = None if self.settings["force"] else read_record(self.folder)
+        return found if found is not None and found["status"] == "done" else None
+
+    @contextmanager
+    def assembled(self, models: Models) -> Iterator[Assembled]:
+        """The method's objects, its adapter attached to the model only inside.
+
+        Raises:
+            ValueError: the configuration names something that cannot work.
+        """
+        method, data = self.method, self.data
+        available = {"palette": data.palette, "num_classes": data.num_classes, "seed": self.settings["seed"]}
+        model = models.get(method, available)
+        adapter = build(method["adapter"])
+        try:
+            if adapter is not None:
+                adapter.attach(model.parts())
+            bare = predictor = build(method["predictor"], model=model, **available)
+            for wrapper in method["wrappers"].values():
+                if wrapper is not None:  # method.wrappers.NAME=null leaves one out
+                    predictor = build(wrapper, predictor=predictor, **available)
+            task = build(method["task"], model=model, adapter=adapter, **available)
+            yield Assembled(task, bare, predictor)
+        finally:
+            if adapter is not None:
+                lora.detach(model.parts())
+
+    def _run(self, models: Models) -> dict[str, Any]:
+        """Trains the method and scores it where it can be, and writes everything down."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self._config())))
+        wandb: list[WandbLogger] = []
+        try:
+            with self.assembled(models) as method:
+                wandb += self._wandb()
+                record, figures = self._work(method, wandb)
+            for logger in wandb:
+                logger.log_pictures("figures", figures)
+                logger.log_table("scores", *stage_table(record))
+                files = [self.fit_folder / "adapter" / file for file in record["adapter"]]
+                if files:
+                    logger.log_files(f"adapter-{self.fit_id}", "adapter", files)
+                logger.close({name: value for name, value in record["scores"].items() if value is not None})
+            return record
+        finally:
+            for logger in wandb:
+                logger.close({}, failed=True)  # unless it was closed above
+
+    def _work(self, method: Assembled, wandb: list[WandbLogger]) -> tuple[dict[str, Any], list[Path]]:
+        """Fit and evaluation, and the record and figures of both."""
+        fitted: dict[str, Any] = {"minutes": 0.0, "files": [], "scores": {}}
+        figures = []
+        if method.task is not None:
+            fitted = self._fit(method.task, method.bare, wandb)
+            training = self.folder / "figures" / "training.png"
+            figures.append(draw_training(self.fit_folder / "metrics.jsonl", training))
+        results: dict[str, Any] = {
+            "scores": fitted["scores"],
+            "stages": {},
+            "minutes": {"fit": fitted["minutes"], "predict": 0.0, "score": 0.0},
+            "adapter": fitted["files"],
+        }
+        if method.predictor is not None:
+            evaluation, minutes = self._evaluate(method.predictor, wandb)
+            results |= {
+                "scores": fitted["scores"] | evaluation.scores,
+                "per_unit": evaluation.per_unit,
+                "stages": evaluation.stages,
+                "stages_per_unit": evaluation.stages_per_unit,
+                "facts": evaluation.facts,
+                "units": {"names": evaluation.names, "unit": self.data.source.unit},
+                "minutes": results["minutes"] | minutes,
+            }
+            if evaluation.pictures:
+                seed = self.settings["seed"]
+                note = f"{self.method['title']}, checkpoints={self._kind()}, seed {seed}, run {self.run_id}"
+                figures.insert(0, draw_stages(evaluation.pictures, self.folder / "figures" / "stages.png", note))
+        results["figures"] = [path.relative_to(self.folder).as_posix() for path in figures]
+        return self._record(status="done", **results), figures
+
+    def _evaluate(self, predictor: Any, wandb: list[WandbLogger]) -> tuple[EvaluationTask, dict[str, float]]:
+        assert self.data.palette is not None
+        evaluation = EvaluationTask(
+            predictor, self.data.palette, self.settings["seed"], keep=self.settings["figure_rows"]
+        )
+        started = time.perf_counter()
+        trainer = self._trainer([JsonLines(self.folder), *wandb])
+        progress.section(self.method["title"], len(self.data.test))
+        trainer.test(evaluation, datamodule=self.data, verbose=False)
+        total = time.perf_counter() - started
+        return evaluation, {"predict": evaluation.seconds / 60, "score": (total - evaluation.seconds) / 60}
+
+    def _fit(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
+        """Trains, or loads what an earlier run with the same fit trained."""
+        done, adapter = self.fit_folder / "fit.json", self.fit_folder / "adapter"
+        if done.is_file() and not self.settings["force"]:
+            fitted: dict[str, Any] = json.loads(done.read_text())
+            task.load(adapter)
+            log.info("%s: trained before as fit %s", self.method["title"], self.fit_id)
+            return fitted
+        done.unlink(missing_ok=True)
+        lines = JsonLines(self.fit_folder)
+        plan = task.fit
+        steps = -(-len(self.data.train) // plan.batch_size) * plan.epochs * plan.repeats
+        per_epoch = max(1, steps // plan.epochs)
+        every = min(steps, plan.validate_every * per_epoch) if plan.validate_every else steps
+        callbacks: list[pl.Callback] = [Watch()]
+        if task.ema is not None:
+            callbacks.append(Average(task.ema))
+        if self.settings["sample_every"] and self.settings["sample_images"]:
+            callbacks.append(self._samples(predictor, per_epoch, wandb))
+        trainer = self._trainer(
+            [lines, *wandb],
+            max_epochs=1,  # Lightning's one epoch is the whole run: see ``Visits``
+            accumulate_grad_batches=plan.accumulate,
+            gradient_clip_val=plan.clip,
+            callbacks=callbacks,
+            val_check_interval=every,
+            check_val_every_n_epoch=None,
+            limit_val_batches=1.0 if len(self.data.val) else 0,
+            num_sanity_val_steps=0,
+        )
+        drawn = [len(one.items) * (plan.epochs // one.every) for one in callbacks if isinstance(one, Samples)]
+        progress.section(self.method["title"], sum(drawn))
+        started = time.perf_counter()
+        try:
+            trainer.fit(task, datamodule=self.data)
+        except TrainingDiverged:
+            task.save(adapter)
+            raise
+        finally:
+            lines.write_csv()
+        fitted = {
+            "minutes": (time.perf_counter() - started) / 60,
+            "files": [path.relative_to(adapter).as_posix() for path in task.save(adapter)],
+            "scores": {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+            },
+            "steps": trainer.global_step,
+            "config": redact({"adapter": self.method["adapter"], "task": self.method["task"]}),
+        }
+        write_atomically(done, json.dumps(fitted, indent=1, default=str) + "\n")
+        return fitted
+
+    def _samples(self, predictor: Any, per_epoch: int, wandb: list[WandbLogger]) -> pl.Callback:
+        split = self.data.val if len(self.data.val) else self.data.test
+        shape = split.source.shape(split.names[0])
+        same = [i for i, name in enumerate(split.names) if split.source.shape(name) == shape]
+        items = [split[i] for i in same[: self.settings["sample_images"]]]
+        return Samples(predictor, items, self.settings["sample_every"], per_epoch, self.fit_folder, self.data, wandb)
+
+    def _trainer(self, loggers: list[Any], **more: Any) -> pl.Trainer:
+        options = dict(self.settings["trainer"])
+        gpu = options["accelerator"] in ("gpu", "cuda") or (
+            options["accelerator"] == "auto" and torch.cuda.is_available()
+        )
+        if options["precision"] == "auto":
+            options["precision"] = "16-mixed" if gpu else "32-true"
+        if not gpu and "16" in str(options["precision"]) and "bf16" not in str(options["precision"]):
+            raise ValueError(
+                f"trainer.precision={options['precision']} needs a GPU, and this run is on the CPU; "
+                "use trainer=auto, or trainer.precision=32-true"
+            )
+        return pl.Trainer(
+            **options,
+            **more,
+            logger=loggers,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+        )
+
+    def _wandb(self) -> list[WandbLogger]:
+        partial = self.settings["logger"]["wandb"]
+        if partial is None:
+            return []
+        return [
+            build(
+                partial,
+                folder=self.folder,
+                run_id=self.run_id,
+                group=self.settings["name"],
+                title=f"{self.method['title']} {self.run_id}",
+                tags=[
+                    *self.settings["tags"],
+                    self.method["title"],
+                    f"checkpoints={self.settings['checkpoints']['kind']}",
+                ],
+                config=self._config(),
+            )
+        ]
+
+    def _config(self) -> dict[str, Any]:
+        """This job's settings without its rivals and without secrets."""
+        settings: dict[str, Any] = redact({**self.settings, "method": self.method, "rivals": {}})
+        return settings
+
+    def _record(self, status: str, **results: Any) -> dict[str, Any]:
+        data, made_by = self.data, commit()
+        record = {
+            "run_id": self.run_id,
+            "fit_id": self.fit_id,
+            "experiment": self.settings["name"],
+            "method": self.method["title"],
+            "data": {
+                "name": type(data.source).__name__,
+                "fingerprint": data.fingerprint("train", "val", "test"),
+                "class_names": data.source.class_names,
+                **data.names,
+            },
+            "num_train": len(data.train),
+            "checkpoints": {"kind": self._kind(), **self.weights},
+            "seed": self.settings["seed"],
+            "commit": made_by[0],
+            "dirty": made_by[1],
+            "versions": versions(),
+            "device": device(),
+            "precision": self.settings["trainer"]["precision"],
+            "given": {
+                "images": len(data.train) if self.method["given"]["images"] else 0,
+                "labels": len(data.train) if self.method["given"]["labels"] else 0,
+                "pretraining": self.method["given"]["pretraining"],
+            },
+            "status": status,
+            "config": self._config(),
+            **results,
+        }
+        write_record(self.folder, redact(record))
+        found = read_record(self.folder)
+        assert found is not None
+        return found
+
+    def _kind(self) -> str:
+        return str(self.settings["checkpoints"]["kind"]) if self.weights["ids"] else "none"

@@ -1,0 +1,56 @@
+"""Pictures of what a method makes of a few images while it is being trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from geoseg.data.module import DataModule
+from geoseg.figures import draw_samples
+from geoseg.loggers import WandbLogger
+from geoseg.randomness import stream
+
+
+class Samples(pl.Callback):
+    """Draws what the method makes of a few images while it is being trained."""
+
+    def __init__(
+        self,
+        predictor: Any,
+        items: list[dict[str, Any]],
+        every: int,
+        per_epoch: int,
+        folder: Path,
+        data: DataModule,
+        wandb: list[WandbLogger],
+    ) -> None:
+        self.predictor, self.items, self.every, self.per_epoch = predictor, items, every, per_epoch
+        self.folder, self.data, self.wandb = folder, data, wandb
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        epoch, step = divmod(batch_idx + 1, self.per_epoch)
+        if step or epoch % self.every:
+            return
+        training = [(module, module.training) for module in pl_module.modules()]
+        pl_module.eval()
+        image = torch.stack([item["image"] for item in self.items]).to(pl_module.device)
+        generators = [stream(0, "sample", item["name"]) for item in self.items]
+        prediction = self.predictor.predict(image, generators)
+        for module, was in training:
+            module.training = was
+        palette = self.data.palette
+        assert palette is not None
+        answer = prediction.painted
+        if answer is None:
+            answer = palette.paint(prediction.labels)
+        labels = palette.paint(torch.stack([item["target"] for item in self.items]))
+        path = draw_samples(
+            image.cpu(), answer.float().cpu(), labels, self.folder / "samples" / f"epoch_{epoch:04d}.png"
+        )
+        for logger in self.wandb:
+            logger.log_pictures("samples", [path])
