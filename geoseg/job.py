@@ -30,6 +30,9 @@ from geoseg.tasks.task import Task, TrainingDiverged
 
 log = logging.getLogger("geoseg")
 
+WHERE_TO_COMPUTE = ("accelerator", "devices", "log_every_n_steps")
+"""Settings of the trainer that decide no number."""
+
 
 class Models:
     """Keeps the last frozen model loaded, so that methods that share one do not read it twice."""
@@ -78,6 +81,7 @@ class Job:
 
     def __post_init__(self) -> None:
         method, data = self.method, self.data
+        self.precision = _precision(self.settings["trainer"])
         self.weights = weights_of(method)
         base = {
             "seed": self.settings["seed"],
@@ -86,6 +90,8 @@ class Job:
             "weights": {name: value for name, value in self.weights["hashes"].items() if name.startswith("model")},
             "palette": None if data.palette is None else data.palette.hex,
             "precision": self.settings["trainer"]["precision"],
+            # whatever else was set, such as limit_test_batches
+            **{name: value for name, value in self.settings["trainer"].items() if name not in WHERE_TO_COMPUTE},
         }
         self.fit_id = None
         if method["task"] is not None:
@@ -100,14 +106,7 @@ class Job:
         """The record: read where the run is finished, else made now."""
         found = self.finished()
         if found is not None:
-            now, _ = commit()
-            stale = found["commit"] != now
-            log.info(
-                "%s: found finished run %s%s",
-                self.method["title"],
-                self.run_id,
-                f", made by commit {found['commit']}, the code is now {now}; force=true runs it anew" if stale else "",
-            )
+            log.info("%s: found finished run %s%s", self.method["title"], self.run_id, _stale(found))
             return found
         try:
             return self._run(models)
@@ -178,6 +177,7 @@ class Job:
             "stages": {},
             "minutes": {"fit": fitted["minutes"], "predict": 0.0, "score": 0.0},
             "adapter": fitted["files"],
+            "fit": fitted.get("made_by"),  # the run may have found what another commit or device trained
         }
         if method.predictor is not None:
             evaluation, minutes = self._evaluate(method.predictor, wandb)
@@ -203,9 +203,11 @@ class Job:
             predictor, self.data.palette, self.settings["seed"], keep=self.settings["figure_rows"]
         )
         started = time.perf_counter()
-        trainer = self._trainer([JsonLines(self.folder), *wandb])
+        lines = JsonLines(self.folder)
+        trainer = self._trainer([lines, *wandb])
         progress.section(self.method["title"], len(self.data.test))
         trainer.test(evaluation, datamodule=self.data, verbose=False)
+        lines.write_csv()
         total = time.perf_counter() - started
         return evaluation, {"predict": evaluation.seconds / 60, "score": (total - evaluation.seconds) / 60}
 
@@ -215,7 +217,8 @@ class Job:
         if done.is_file() and not self.settings["force"]:
             fitted: dict[str, Any] = json.loads(done.read_text())
             task.load(adapter)
-            log.info("%s: trained before as fit %s", self.method["title"], self.fit_id)
+            stale = _stale(fitted["made_by"]) if "made_by" in fitted else ""
+            log.info("%s: trained before as fit %s%s", self.method["title"], self.fit_id, stale)
             return fitted
         done.unlink(missing_ok=True)
         lines = JsonLines(self.fit_folder)
@@ -226,7 +229,7 @@ class Job:
         callbacks: list[pl.Callback] = [Watch()]
         if task.ema is not None:
             callbacks.append(Average(task.ema))
-        if self.settings["sample_every"] and self.settings["sample_images"]:
+        if predictor is not None and self.settings["sample_every"] and self.settings["sample_images"]:
             callbacks.append(self._samples(predictor, per_epoch, wandb))
         trainer = self._trainer(
             [lines, *wandb],
@@ -244,6 +247,8 @@ class Job:
         started = time.perf_counter()
         try:
             trainer.fit(task, datamodule=self.data)
+            if len(self.data.val) and steps % every:  # the score to choose by is that of the weights that are kept
+                trainer.validate(task, datamodule=self.data, verbose=False)
         except TrainingDiverged:
             task.save(adapter)
             raise
@@ -256,6 +261,7 @@ class Job:
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
             },
             "steps": trainer.global_step,
+            "made_by": self._made_by(),
             "config": redact({"adapter": self.method["adapter"], "task": self.method["task"]}),
         }
         write_atomically(done, json.dumps(fitted, indent=1, default=str) + "\n")
@@ -269,19 +275,8 @@ class Job:
         return Samples(predictor, items, self.settings["sample_every"], per_epoch, self.fit_folder, self.data, wandb)
 
     def _trainer(self, loggers: list[Any], **more: Any) -> pl.Trainer:
-        options = dict(self.settings["trainer"])
-        gpu = options["accelerator"] in ("gpu", "cuda") or (
-            options["accelerator"] == "auto" and torch.cuda.is_available()
-        )
-        if options["precision"] == "auto":
-            options["precision"] = "16-mixed" if gpu else "32-true"
-        if not gpu and "16" in str(options["precision"]) and "bf16" not in str(options["precision"]):
-            raise ValueError(
-                f"trainer.precision={options['precision']} needs a GPU, and this run is on the CPU; "
-                "use trainer=auto, or trainer.precision=32-true"
-            )
         return pl.Trainer(
-            **options,
+            **{**self.settings["trainer"], "precision": self.precision},
             **more,
             logger=loggers,
             enable_progress_bar=False,
@@ -316,7 +311,7 @@ class Job:
         return settings
 
     def _record(self, status: str, **results: Any) -> dict[str, Any]:
-        data, made_by = self.data, commit()
+        data = self.data
         record = {
             "run_id": self.run_id,
             "fit_id": self.fit_id,
@@ -331,11 +326,7 @@ class Job:
             "num_train": len(data.train),
             "checkpoints": {"kind": self._kind(), **self.weights},
             "seed": self.settings["seed"],
-            "commit": made_by[0],
-            "dirty": made_by[1],
-            "versions": versions(),
-            "device": device(),
-            "precision": self.settings["trainer"]["precision"],
+            **self._made_by(),
             "given": {
                 "images": len(data.train) if self.method["given"]["images"] else 0,
                 "labels": len(data.train) if self.method["given"]["labels"] else 0,
@@ -350,5 +341,51 @@ class Job:
         assert found is not None
         return found
 
+    def _made_by(self) -> dict[str, Any]:
+        """Which code, libraries and device are at work."""
+        code, dirty = commit()
+        on = device(gpu=_on_gpu(self.settings["trainer"]))
+        return {"commit": code, "dirty": dirty, "versions": versions(), "device": on, "precision": self.precision}
+
     def _kind(self) -> str:
         return str(self.settings["checkpoints"]["kind"]) if self.weights["ids"] else "none"
+
+
+def _on_gpu(trainer: Mapping[str, Any]) -> bool:
+    accelerator = trainer["accelerator"]
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+
+
+def _precision(trainer: Mapping[str, Any]) -> str:
+    """The precision to compute in: what "auto" stands for on this machine, or what was asked for.
+
+    Raises:
+        ValueError: fp16 without a GPU, or several devices.
+    """
+    devices = trainer["devices"]
+    if (len(devices) if isinstance(devices, list) else devices) != 1:
+        raise ValueError(
+            f"trainer.devices={devices}: a run uses one device, since several would each do the same work; "
+            "use 1, or [2] for the third GPU"
+        )
+    precision = str(trainer["precision"])
+    if precision == "auto":
+        return "16-mixed" if _on_gpu(trainer) else "32-true"
+    if not _on_gpu(trainer) and "16" in precision and "bf16" not in precision:
+        raise ValueError(
+            f"trainer.precision={precision} needs a GPU, and this run is on the CPU; "
+            "use trainer=auto, or trainer.precision=32-true"
+        )
+    return precision
+
+
+def _stale(found: Mapping[str, Any]) -> str:
+    """What to say of a result that other code may have made, "" where the code is the same."""
+    now, dirty = commit()
+    if found["commit"] == now and not found["dirty"] and not dirty:
+        return ""
+    changed = " with uncommitted changes"
+    return (
+        f", made by commit {found['commit']}{changed * found['dirty']}, the code is now {now}{changed * dirty}; "
+        "force=true runs it anew"
+    )

@@ -192,6 +192,7 @@ class WandbLogger(Logger):
                 silent=True,
                 console="off",
                 init_timeout=15,
+                finish_timeout=30,  # without it, a dead network holds the program at its end for good
                 x_disable_stats=True,
                 x_disable_meta=True,  # it holds the command line, and that may hold secrets
                 disable_git=True,

@@ -84,7 +84,8 @@ class Palette:
         painted = painted.float().expand(-1, 3, -1, -1)
         colours = self.colours.to(painted.device)
         # |p - c|^2 without the [B, K, 3, H, W] intermediate; |p|^2 is the same for every class and drops out
-        cross = torch.einsum("bchw,kc->bkhw", painted, colours)
+        with torch.autocast(painted.device.type, enabled=False):  # close colours need all their digits
+            cross = torch.einsum("bchw,kc->bkhw", painted, colours)
         squared = colours.square().sum(1)[None, :, None, None] - 2 * cross
         return (-squared / (3 * self.softness**2)).softmax(dim=1)
 

@@ -114,9 +114,9 @@ def digest(path: Path, edge: int = 8 << 20) -> str:
     return total.hexdigest()[:16]
 
 
-def device() -> str:
-    """The device in words, such as "NVIDIA H100" or "CPU x86_64, 2 threads"."""
-    if torch.cuda.is_available():
+def device(gpu: bool = True) -> str:
+    """The device in words, such as "NVIDIA H100" or "CPU x86_64, 2 threads"; ``gpu``: the GPU where there is one."""
+    if gpu and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -189,24 +190,28 @@ REFERENCE = "input as is"
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
-    """Finished records as one Markdown table: a row per method, what it was given and stage; mean and spread of runs.
+    """Finished records as one Markdown table: a row per method, its settings, what it was given and stage.
 
-    The last columns hold the mean difference to ``input as is`` over independent units (a unit's score is its mean
-    over the runs that tested it), with a 95 % bootstrap interval over units.
+    A row is a mean over runs that differ in nothing but seed, training samples and places; where methods of one name
+    were set differently, the row says how. The last columns hold the mean difference to ``input as is`` over
+    independent units (a unit's score is its mean over the runs that tested it), with a 95 % bootstrap interval over
+    units.
     """
     done = [record for record in records if record["status"] == "done" and "units" in record]  # trained and tested
     groups: dict[tuple[str, str, str, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
-    for record in done:
+    for record, method in zip(done, _told_apart(done), strict=True):
         pairs = record["stages"] or {"": record["scores"]}
         units = record["stages_per_unit"] if record["stages"] else {"": record["per_unit"]}
         for stage, scores in pairs.items():
             own = {"units": dict(zip(record["units"]["names"], _per_unit(units[stage]), strict=True))}
             words = given(record).replace("\n", " ")
-            group = (record["method"], stage, words, record["checkpoints"]["kind"])
+            group = (method, stage, words, record["checkpoints"]["kind"])
             groups.setdefault(group, []).append((scores, {**own, "record": record}))
-    reference = _unit_means(
-        [member for group, members in groups.items() if group[0] == REFERENCE for member in members]
-    )
+    controls: dict[str, list[tuple[Any, Mapping[str, Any]]]] = {}
+    for member in (member for members in groups.values() for member in members):
+        if member[1]["record"]["method"] == REFERENCE:
+            controls.setdefault(_data_set(member[1]["record"]), []).append(member)
+    references = {data: _unit_means(members) for data, members in controls.items()}
     titles = [title.replace("\n", " ") for title in CLASS.values()]
     head = ["method", "given", "checkpoints", "runs", "Dice loss label-generated ↓"]
     head += [f"{title} ↑" for title in titles] + [f"matched {title} ↑" for title in titles]
@@ -217,9 +222,52 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
         row = [f"{method}: {stage}" if stage else method, words, kind, str(len(members))]
         row += [_mean_deviation([scores.get(f"test/{name}") for scores, _ in members]) for name in columns]
         mine = _unit_means(members)
-        row += [_difference(mine, reference, k) if method != REFERENCE else "" for k in (0, 1)]
+        record = members[0][1]["record"]
+        reference = references.get(_data_set(record), {})
+        row += [_difference(mine, reference, k) if record["method"] != REFERENCE else "" for k in (0, 1)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
+
+
+_VARIED = re.compile(
+    r"data\.(seed|root|source\.root|workers|batch_size|select|num_train)|method\.(.*\.)?seed|"
+    r"method\.(title|given\..*)|.*\.(path|path_or_id)"
+)
+"""Settings that may differ between the runs of one row."""
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, str]:
+    """What decides a number besides seed and training samples, by its full name."""
+    found: dict[str, str] = {}
+
+    def walk(node: Any, where: str) -> None:
+        if isinstance(node, Mapping):
+            for name, value in node.items():
+                walk(value, f"{where}.{name}")
+        elif not _VARIED.fullmatch(where):
+            found[where] = str(node)
+
+    for part in ("data", "method"):
+        walk(record.get("config", {}).get(part), part)
+    return found
+
+
+def _data_set(record: Mapping[str, Any]) -> str:
+    """Units of one name are one and the same where this is."""
+    return repr(sorted(item for item in _settings(record).items() if item[0].startswith("data.source.")))
+
+
+def _told_apart(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every record's method, with the settings in which it differs from others of the same name."""
+    groups = [(record["method"], given(record), record["checkpoints"]["kind"]) for record in records]
+    settings = [_settings(record) for record in records]
+    names = []
+    for group, mine in zip(groups, settings, strict=True):
+        others = [other for other, theirs in zip(settings, groups, strict=True) if theirs == group]
+        keys = {key for other in others for key in other.keys() | mine.keys() if other.get(key) != mine.get(key)}
+        told = ", ".join(f"{key.removeprefix('method.')}={mine.get(key)}" for key in sorted(keys))
+        names.append(f"{group[0]} ({told})" if told else group[0])
+    return names
 
 
 def _order(group: tuple[tuple[str, str, str, str], Sequence[tuple[Any, Mapping[str, Any]]]]) -> tuple[Any, ...]:

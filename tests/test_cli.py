@@ -118,6 +118,7 @@ def test_the_check_takes_what_is_right() -> None:
         (["method.wrappers.tiled.overlap=1"], "0 <= overlap < 1"),
         (["objective=test/iou/mean"], "objective=test/iou/mean: only val/... scores may be optimised"),
         (["trainer.precision=16-mixed"], "needs a GPU, and this run is on the CPU; use trainer=auto"),
+        (["trainer.devices=2"], "trainer.devices=2: a run uses one device"),
         (["data.num_train=5"], "data.num_train=5, but 4 labelled samples are there to choose from"),
         (["data.num_test=0"], "no sample is left to test on"),
         (["data.source.kind=coal"], "kind 'coal' is not drawn"),

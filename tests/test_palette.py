@@ -52,6 +52,14 @@ def test_the_nearest_colour_wins() -> None:
     assert torch.equal(palette.decode(picture).argmax(1).flatten(), nearest)
 
 
+def test_mixed_precision_changes_no_reading() -> None:
+    palette = Palette(facies_palette(6))
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = palette.decode(picture)
+    assert torch.equal(mixed, palette.decode(picture))
+
+
 def test_grey_pictures_count_as_three_equal_channels() -> None:
     palette = Palette(THREE)
     grey = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(2))

@@ -211,6 +211,27 @@ def test_the_summary_averages_runs_and_keeps_apart_what_differs() -> None:
     assert rows["label LoRA: pass 1, 1 label map alone, demo"][1] == "0.702"
 
 
+def test_runs_that_were_set_differently_are_not_averaged() -> None:
+    def made(kind: str = "facies", strength: float = 0.5, seed: int = 0, **more: Any) -> dict[str, Any]:
+        method = {"predictor": {"strength": strength}, "adapter": {"seed": seed}}
+        data = {"source": {"kind": kind}, "seed": seed, "select": "random"}
+        return record(seed=seed, config={"method": method, "data": data}, **more)
+
+    rows = cells([made(seed=0), made(seed=1), made(strength=0.4)])
+    assert {name: row[0] for name, row in rows.items()} == {
+        "label LoRA (predictor.strength=0.4), 4 label maps alone, demo": "1",
+        "label LoRA (predictor.strength=0.5), 4 label maps alone, demo": "2",
+    }
+    # units of one name in two data sets are compared with their own control
+    controls = [made("salt", method="input as is", labels=0), made(method="input as is", start=0.6, labels=0)]
+    rows = cells([*controls, made("salt", start=0.4), made(start=0.4)])
+    assert {name.split(",")[0]: row[-1].split()[0] for name, row in rows.items() if "LoRA" in name} == {
+        "label LoRA (data.source.kind=facies)": "-0.200",
+        "label LoRA (data.source.kind=salt)": "+0.300",
+    }
+    assert [row[-1] for name, row in rows.items() if "input as is" in name] == ["", ""]
+
+
 def test_the_summary_compares_unit_by_unit() -> None:
     rows = cells(
         [record("input as is", start=0.5, labels=0, kind="none"), record(start=0.2), record("U-Net", 0.4, units=4)]

@@ -159,6 +159,8 @@ def test_numbers_of_the_training_are_kept(finished: SimpleNamespace) -> None:
     assert [line["lr/unet"] for line in steps] == pytest.approx([1e-4] * 4)
     assert [line["lr/text"] for line in steps] == pytest.approx([1e-5] * 4)
     assert [line["val/loss"] for line in lines if "val/loss" in line] == [pytest.approx(record["scores"]["val/loss"])]
+    assert (finished.runs / "label_lora" / record["run_id"] / "metrics.csv").is_file()
+    assert (record["precision"], record["fit"]["precision"]) == ("32-true", "32-true")
     columns = (fit / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"train/loss", "lr/unet", "lr/text", "train/grad_norm", "train/samples_per_s"} <= set(columns)
     run_lines = (finished.runs / "label_lora" / record["run_id"] / "metrics.jsonl").read_text().splitlines()
@@ -295,6 +297,28 @@ def test_force_runs_anew(
     assert new["scores"] == old["scores"]  # the same seed, the same numbers
 
 
+def test_the_last_validation_is_of_the_weights_that_are_kept(
+    tiny_run: list[str], run_cli: Callable[..., int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit = ["method.task.fit.epochs=3", "method.task.fit.validate_every=2", "sample_every=0", "logger=files"]
+    assert run_cli("run", *tiny_run, *fit) == 0
+    (record,) = records(tmp_path / "runs").values()
+    folder = tmp_path / "runs" / "fits" / record["fit_id"]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["val/loss"] for line in lines if "val/loss" in line]
+    assert len(losses) == 2
+    assert record["scores"]["val/loss"] == pytest.approx(losses[-1])
+    # what another commit has trained is used, and said to be so
+    done = json.loads((folder / "fit.json").read_text())
+    done["made_by"]["commit"] = "0ther"
+    (folder / "fit.json").write_text(json.dumps(done))
+    with caplog.at_level("INFO", logger="geoseg"):
+        assert run_cli("run", *tiny_run, *fit, "method.predictor.strength=0.4") == 0
+    assert f"trained before as fit {record['fit_id']}, made by commit 0ther" in caplog.text
+    found = [record_of(path.parent) for path in (tmp_path / "runs").rglob("record.json")]
+    assert {one["fit"]["commit"] for one in found} == {record["commit"], "0ther"}
+
+
 def test_other_maps_to_train_on(tiny_run: list[str], run_cli: Callable[..., int], tmp_path: Path) -> None:
     assert run_cli("run", *tiny_run, "data.num_train=1", "sample_every=0", "figure_rows=0") == 0
     (record,) = records(tmp_path / "runs").values()
@@ -347,6 +371,7 @@ def job(
         ["runs=/somewhere/else"],
         ["logger=wandb"],
         ["trainer.accelerator=auto"],
+        ["trainer.devices=[0]", "trainer.log_every_n_steps=5"],
         ["data.workers=2"],
         ["data.batch_size=1"],
         ["progress=true", "figure_rows=1", "sample_every=3", "sample_images=1", "tags=[a]", "force=true"],
@@ -400,6 +425,7 @@ def test_identity_does_not_look_at_places(
         ["method.task.caption=other"],
         ["method.task.optimizer._target_=geoseg.optim.adamw"],
         ["trainer.precision=bf16-mixed"],
+        ["+trainer.limit_test_batches=1"],
         ["data.palette=['#000000','#111111','#222222','#333333','#444444','#555555']"],
     ],
     ids=" ".join,

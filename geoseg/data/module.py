@@ -113,6 +113,7 @@ class DataModule(pl.LightningDataModule):
         self.num_train, self.select, self.num_val, self.num_test = num_train, select, num_val, num_test
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.names: dict[str, list[str]] = {}
+        self._fingerprints: dict[str, str] = {}
 
     @property
     def num_classes(self) -> int:
@@ -127,6 +128,9 @@ class DataModule(pl.LightningDataModule):
         """
         if self.names:
             return
+        for option, count in (("num_val", self.num_val), ("num_test", self.num_test)):
+            if count is not None and count < 0:
+                raise ValueError(f"data.{option} must be 0 or more, or null; got {count}")
         pools: dict[str | None, list[str]] = {"train": [], "val": [], "test": [], None: []}
         for name in self.source.names:
             pools[self.source.split(name)].append(name)
@@ -152,7 +156,9 @@ class DataModule(pl.LightningDataModule):
         self.prepare()
         digest = hashlib.sha256()
         for split in splits:
-            digest.update(f"{split}:{self.source.fingerprint(self.names[split])};".encode())
+            if split not in self._fingerprints:  # it reads every file
+                self._fingerprints[split] = self.source.fingerprint(self.names[split])
+            digest.update(f"{split}:{self._fingerprints[split]};".encode())
         return digest.hexdigest()
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -179,6 +185,8 @@ class DataModule(pl.LightningDataModule):
 
     def _choose_train(self, pool: list[str]) -> list[str]:
         if not isinstance(self.select, str):
+            if not self.select:
+                raise ValueError("data.select is an empty list; name at least one sample, or use random")
             unknown = [name for name in self.select if name not in set(pool)]
             if unknown:
                 raise ValueError(

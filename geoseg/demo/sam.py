@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from segment_anything.modeling import MaskDecoder, Sam
+from segment_anything.modeling.transformer import Attention
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -19,7 +20,7 @@ from geoseg.data.module import Split
 from geoseg.demo.autoencoder import is_about
 from geoseg.demo.networks import sam_config
 from geoseg.models.sam import build_sam, load_sam, save_sam
-from geoseg.randomness import numpy_stream
+from geoseg.randomness import key, numpy_stream
 from geoseg.tasks.task import Task
 
 
@@ -158,7 +159,7 @@ def segmenter(config: Mapping[str, Any] | None = None) -> Sam:
                 last.weight.zero_()
                 last.bias.zero_()
         for attention in between:
-            nn.init.orthogonal_(attention.q_proj.weight, gain=2.0)
+            nn.init.orthogonal_(attention.q_proj.weight, gain=2.5)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
             attention.q_proj.bias.zero_()
             attention.k_proj.bias.zero_()
@@ -167,17 +168,20 @@ def segmenter(config: Mapping[str, Any] | None = None) -> Sam:
             _hand_on(layer.self_attn, 2.0)  # a token's share of what another one knows is small: they are seven
             layer.mlp.lin2.weight.zero_()
             layer.mlp.lin2.bias.zero_()
+            for norm in (layer.norm1, layer.norm3, layer.norm4):
+                norm.weight.fill_(0.3)
         for network in decoder.output_hypernetworks_mlps:
             for linear in network.layers:
                 nn.init.orthogonal_(linear.weight, gain=2**0.5)
                 linear.bias.zero_()
-        # what kind of prompt it is must not drown where it is
+        # what something is and which kind of prompt it is must not drown where it is
+        sam.image_encoder.neck[-1].weight.fill_(0.3)
         for embedding in [*sam.prompt_encoder.point_embeddings, sam.prompt_encoder.no_mask_embed]:
             embedding.weight.mul_(0.1)
     return sam
 
 
-def _hand_on(attention: nn.Module, gain: float) -> None:
+def _hand_on(attention: Attention, gain: float) -> None:
     nn.init.orthogonal_(attention.v_proj.weight)
     attention.out_proj.weight.copy_(gain * attention.v_proj.weight.T)
     attention.v_proj.bias.zero_()
@@ -193,6 +197,9 @@ class SamTask(Task):
         config: sizes of the model, stored beside its weights; None means ``sam_config()``.
         clicks: per picture and visit; they share one reading of the picture.
         repaint: share of the pictures other than label maps that are turned into label maps.
+        hints: weight at the start of being asked for colours directly: a click's tokens for the mean colour of what is
+            meant, the decoder's cells for the picture. Without, no mask depends on its click for very long; the
+            weight falls to 0 half way through the training.
         task: what every task needs, see ``Task``.
     """
 
@@ -203,16 +210,24 @@ class SamTask(Task):
         config: Mapping[str, Any] | None = None,
         clicks: int = 8,
         repaint: float = 0.7,
+        hints: float = 10.0,
         **task: Any,
     ) -> None:
-        super().__init__(groups={"sam": list(model.train().parameters())}, seed=seed, **task)
+        decoder = model.mask_decoder
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, "hints"))
+            of_tokens = nn.Linear(decoder.transformer_dim, 3)
+            of_cells = nn.Conv2d(decoder.transformer_dim // 8, 3, 1)
+        heads = nn.ModuleList([of_tokens, of_cells])
+        super().__init__(groups={"sam": [*model.train().parameters(), *heads.parameters()]}, seed=seed, **task)
+        self.heads, self.hints = heads, hints
         self.model, self.config = model, dict(config if config is not None else sam_config())
         self.clicks, self.repaint = clicks, repaint
 
     def view(self, split: Split, training: bool) -> Clicks:
         return Clicks(split, self.clicks, training, self.repaint, self.seed)
 
-    def forward(self, image: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, points: Tensor) -> Decoded:
         """Masks for every click.
 
         Args:
@@ -220,8 +235,7 @@ class SamTask(Task):
             points: float [B, N, 2], x and y in pixels.
 
         Returns:
-            logits float32 [B * N, 4, 4h, 4w] for a grid of h x w patches, the first for a click that means one thing,
-            the others for three meanings; estimated IoU float32 [B * N, 4].
+            For P = B * N clicks and a grid of h x w patches; see ``Decoded``.
 
         Raises:
             ValueError: the pictures are not square.
@@ -239,27 +253,44 @@ class SamTask(Task):
         )
         repeats = len(points) // len(image)
         position = self.model.prompt_encoder.get_dense_pe().expand(len(points), -1, -1, -1)
-        logits, quality = decode(
-            self.model.mask_decoder, embedding.repeat_interleave(repeats, 0) + dense, position, sparse
-        )
-        return logits.float(), quality.float()
+        return decode(self.model.mask_decoder, embedding.repeat_interleave(repeats, 0) + dense, position, sparse)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        logits, quality = self(batch["image"], batch["points"])
-        masks = batch["masks"].flatten(0, 1)[:, None].float()  # [B * N, 1, H, W]
+        found = self(batch["image"], batch["points"])
+        logits = found.logits
+        masks = batch["masks"].flatten(0, 1)[:, None].float()  # [P, 1, H, W]
         masks = F.interpolate(masks, size=logits.shape[-2:], mode="area")
-        costs = mask_loss(logits, masks)  # [B * N, 4]
+        costs = mask_loss(logits, masks)  # [P, 4]
         meanings = costs[:, 1:]
         with torch.no_grad():
             overlap = iou(logits > 0, masks > 0.5)
         # one of three meanings has to be right (Kirillov et al. 2023); a little of the mean keeps the others alive
         best = meanings.min(1).values + 0.1 * meanings.mean(1)
-        total = costs[:, 0] + best + (quality - overlap).square().mean(1)
+        total = costs[:, 0] + best + (found.quality - overlap).square().mean(1)
+        weight = self._hints()
+        if weight:
+            total = total + weight * self._colour_errors(found, batch["image"], masks)
         self.log("train/iou", overlap[:, 0].mean(), batch_size=len(overlap))
         return total.unflatten(0, batch["points"].shape[:2]).mean(1)
 
+    def _hints(self) -> float:
+        if self._trainer is None or not self.training:
+            return self.hints
+        done = self.trainer.global_step / float(self.trainer.estimated_stepping_batches)
+        return self.hints * max(0.0, 1 - 2 * done)
+
+    def _colour_errors(self, found: Decoded, image: Tensor, masks: Tensor) -> Tensor:
+        """How badly tokens and cells can say which colours there are, [P]."""
+        of_tokens, of_cells = self.heads
+        small = F.interpolate(image, size=masks.shape[-2:], mode="area")
+        small = small.repeat_interleave(len(masks) // len(image), 0)  # [P, 3, 4h, 4w]
+        meant_colour = (small * masks).sum((2, 3)) / masks.sum((2, 3)).clamp(min=1e-3)  # [P, 3]
+        tokens = (of_tokens(found.tokens).float() - meant_colour[:, None]).square().mean((1, 2))
+        cells = (of_cells(found.cells).float() - small).square().mean((1, 2, 3))
+        return tokens + cells
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        logits, quality = self(batch["image"], batch["points"])
+        logits, quality, *_ = self(batch["image"], batch["points"])
         side = self.model.image_encoder.img_size
         found = self.model.postprocess_masks(logits, (side, side), tuple(batch["masks"].shape[-2:])) > 0
         overlap = iou(found, batch["masks"].flatten(0, 1)[:, None])  # [B * N, 4]
@@ -283,7 +314,23 @@ class SamTask(Task):
         self.model.load_state_dict(load_sam(folder).state_dict())
 
 
-def decode(decoder: MaskDecoder, embedding: Tensor, position: Tensor, prompts: Tensor) -> tuple[Tensor, Tensor]:
+class Decoded(NamedTuple):
+    """What the mask decoder makes of P clicks.
+
+    Attributes:
+        logits: float32 [P, 4, 4h, 4w], the first for a click that means one thing, the others for three meanings.
+        quality: float32 [P, 4], estimated IoU.
+        tokens: [P, 4, C], what each mask knows of its click.
+        cells: [P, C/8, 4h, 4w], the picture that a mask is a weighted sum of.
+    """
+
+    logits: Tensor
+    quality: Tensor
+    tokens: Tensor
+    cells: Tensor
+
+
+def decode(decoder: MaskDecoder, embedding: Tensor, position: Tensor, prompts: Tensor) -> Decoded:
     """``MaskDecoder.predict_masks`` for clicks on many pictures; the original takes one picture at a time.
 
     Args:
@@ -291,17 +338,15 @@ def decode(decoder: MaskDecoder, embedding: Tensor, position: Tensor, prompts: T
         embedding: float [P, C, h, w], a picture per click.
         position: float [P, C, h, w].
         prompts: float [P, n, C], n tokens per click.
-
-    Returns:
-        logits [P, 4, 4h, 4w] and estimated IoU [P, 4].
     """
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     tokens = torch.cat([own.expand(len(prompts), -1, -1), prompts.to(own.dtype)], 1)
     tokens, cells = decoder.transformer(embedding, position, tokens)
-    picture = decoder.output_upscaling(cells.transpose(1, 2).reshape(embedding.shape))
-    weights = [network(tokens[:, 1 + i]) for i, network in enumerate(decoder.output_hypernetworks_mlps)]
-    logits = torch.einsum("pkc,pchw->pkhw", torch.stack(weights, 1), picture)
-    return logits, decoder.iou_prediction_head(tokens[:, 0])
+    cells = decoder.output_upscaling(cells.transpose(1, 2).reshape(embedding.shape))
+    quality, tokens = decoder.iou_prediction_head(tokens[:, 0]), tokens[:, 1 : 1 + decoder.num_mask_tokens]
+    weights = torch.stack([network(tokens[:, i]) for i, network in enumerate(decoder.output_hypernetworks_mlps)], 1)
+    logits = torch.einsum("pkc,pchw->pkhw", weights, cells)
+    return Decoded(logits.float(), quality.float(), tokens, cells)
 
 
 def mask_loss(logits: Tensor, masks: Tensor) -> Tensor:

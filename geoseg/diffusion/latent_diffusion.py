@@ -73,7 +73,7 @@ class LatentDiffusion(nn.Module):
             ValueError: nothing is there, or a part is missing.
         """
         dtype = _dtype(dtype)
-        where = str(path_or_id)
+        where = os.path.expanduser(path_or_id)
         if os.path.isdir(where):
             missing = [part for part in PARTS if not os.path.isdir(os.path.join(where, part))]
             if missing:

@@ -129,4 +129,5 @@ def boundary_f1(counts: BoundaryCounts) -> Tensor:
 def _overlap(target: Tensor, labels: Tensor) -> Tensor:
     # float32 counts exactly up to 2**24 pixels, more than any picture that fits beside its K masks
     exact = torch.float32 if target[0, 0].numel() < 2**24 else torch.float64
-    return torch.einsum("bihw,bjhw->bij", target.to(exact), labels.to(exact)).round().long()
+    with torch.autocast(target.device.type, enabled=False):  # half precision counts exactly up to 2048 only
+        return torch.einsum("bihw,bjhw->bij", target.to(exact), labels.to(exact)).round().long()

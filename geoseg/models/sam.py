@@ -139,7 +139,7 @@ def load_sam(path: str | Path) -> Sam:
     Raises:
         ValueError: nothing is there, or it is no segment-anything model.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         missing = [name for name in ("config.json", "model.safetensors") if not (path / name).is_file()]
         if missing:

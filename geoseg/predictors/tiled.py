@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from geoseg import progress
 from geoseg.crops import pad_to
+from geoseg.palette import Palette
 from geoseg.types import Prediction, Predictor
 
 
@@ -26,12 +27,21 @@ class Tiled(nn.Module):
         tile: side of a tile in pixels.
         overlap: smallest share of its side that a tile has in common with the next, 0 <= overlap < 1.
         batch: tiles per call of the predictor, from one picture or several.
+        palette: reads the class probabilities from the blended picture, where the predictor paints one, so that they
+            belong to what is shown; None blends the probabilities of the tiles.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, predictor: Predictor, tile: int, overlap: float = 0.25, batch: int = 16) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        tile: int,
+        overlap: float = 0.25,
+        batch: int = 16,
+        palette: Palette | None = None,
+    ) -> None:
         super().__init__()
         if tile < 1 or batch < 1 or not 0 <= overlap < 1:
             raise ValueError(
@@ -41,6 +51,7 @@ class Tiled(nn.Module):
         self.tile = tile
         self.overlap = overlap
         self.batch = batch
+        self.palette = palette
         self.num_classes = predictor.num_classes
 
     @torch.no_grad()
@@ -79,7 +90,10 @@ class Tiled(nn.Module):
             with progress.scale(1 / len(places)):
                 prediction = self.predictor.predict(crops, [seeds[i][t] for i, t in chunk])
             blend.add(chunk, prediction)
-        return blend.result(height, width)
+        found = blend.result(height, width)
+        if self.palette is None or found.painted is None:
+            return found
+        return found.with_(probs=self.palette.decode(found.painted))
 
     def _crop(self, image: Tensor, y: int, x: int) -> Tensor:
         return image[:, y : y + self.tile, x : x + self.tile]

@@ -58,6 +58,8 @@ class EvaluationTask(pl.LightningModule):
         image, target = batch["image"], batch["target"]
         started = time.perf_counter()
         prediction = self.predictor.predict(image, [stream(self.seed, "predict", name) for name in batch["name"]])
+        if image.is_cuda:
+            torch.cuda.synchronize(image.device)  # a GPU is still at work when ``predict`` returns
         self.seconds += time.perf_counter() - started
         label_picture = self.palette.paint(target)
         answer = prediction.painted if prediction.painted is not None else self.palette.paint(prediction.labels)

@@ -137,6 +137,8 @@ def test_chosen_by_name() -> None:
         ({"num_train": 7}, r"data\.num_train=7, but 6 labelled"),
         ({"select": "best"}, r"random, representative or a list of names, got 'best'"),
         ({"select": ["p1", "q1"]}, r"data\.select names \['q1'\], which the data set does not have"),
+        ({"select": []}, r"data\.select is an empty list"),
+        ({"num_val": -1}, r"data\.num_val must be 0 or more, or null; got -1"),
         ({"num_train": 4, "num_val": 3}, r"data\.num_val=3, but only 2 samples are left"),
         ({"num_train": 4, "num_test": 3}, r"data\.num_test=3, but only 2 samples are left"),
         ({"palette": ["#000000", "#FFFFFF", "#FF0000"]}, r"3 colours, the data set has 2 classes \(rock, salt\)"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from geoseg.data.module import DataModule
 from geoseg.data.synthetic import Corpus
 from geoseg.demo import networks
 from geoseg.demo.autoencoder import AutoencoderTask, is_about, psnr, reconstruction_loss
-from geoseg.demo.sam import Clicks, SamTask, decode, degrade, iou, mask_loss, meant, repaint, segmenter
+from geoseg.demo.sam import Clicks, SamTask, degrade, iou, mask_loss, meant, repaint, segmenter
 from geoseg.demo.tokenizer import PROMPTS, corpus_tokenizer, train_tokenizer
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.models.sam import build_sam, load_sam
@@ -246,7 +247,7 @@ def test_many_pictures_at_once_are_decoded_as_one_by_one(data: DataModule) -> No
     view = task.view(data.train, training=True)
     batch = default_collate([view[(i, 0)] for i in range(2)])
     with torch.no_grad():
-        logits, quality = task(batch["image"], batch["points"])
+        logits, quality, *_ = task(batch["image"], batch["points"])
         decoder = task.model.mask_decoder
         for i in range(2):
             embedding = task.model.image_encoder(task.model.preprocess(255 * batch["image"][i : i + 1]))
@@ -256,7 +257,6 @@ def test_many_pictures_at_once_are_decoded_as_one_by_one(data: DataModule) -> No
             wanted, estimate = decoder.predict_masks(embedding, task.model.prompt_encoder.get_dense_pe(), sparse, dense)
             torch.testing.assert_close(logits[3 * i : 3 * i + 3], wanted, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(quality[3 * i : 3 * i + 3], estimate, atol=1e-4, rtol=1e-4)
-    assert decode.__doc__ is not None
 
 
 def test_the_segmenter_resizes_as_the_predictor_does_and_wants_squares() -> None:
@@ -269,6 +269,68 @@ def test_the_segmenter_resizes_as_the_predictor_does_and_wants_squares() -> None
             torch.testing.assert_close(one, other)
     with pytest.raises(ValueError, match="square"):
         task(torch.zeros(1, 3, 48, 32), point)
+
+
+def test_an_untrained_segmenter_looks_where_the_click_is() -> None:
+    torch.manual_seed(0)
+    sam = segmenter()
+    attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    asked: dict[str, torch.Tensor] = {}
+    attention.register_forward_hook(lambda module, args, given, out: asked.update(given), with_kwargs=True)
+    task = SamTask(sam, **settings())
+    cells = [(3, 12), (8, 1), (15, 15)]
+    points = torch.tensor([[[4.0 * column + 2, 4.0 * row + 2] for row, column in cells]])
+    with torch.no_grad():
+        task(torch.rand(1, 3, 64, 64), points)
+        query, keys = (
+            attention._separate_heads(project(asked[name]), attention.num_heads)
+            for name, project in (("q", attention.q_proj), ("k", attention.k_proj))
+        )
+        share = (
+            (query[:, :, 5:6] @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1).mean(1)[:, 0]
+        )  # [3, 256]
+    for click, (row, column) in enumerate(cells):
+        near = share[click].view(16, 16)[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
+        assert float(near.sum()) > 3 * near.numel() / 256
+
+
+def test_hints_ask_for_colours_and_fade(data: DataModule) -> None:
+    task = sam_task()
+    task.log = lambda *_, **__: None
+    batch = default_collate([task.view(data.train, training=True)[(0, 0)]])
+    with torch.no_grad():
+        asked = float(task.loss(batch))
+        found = task(batch["image"], batch["points"])
+        masks = torch.nn.functional.interpolate(
+            batch["masks"][0][:, None].float(), found.logits.shape[-2:], mode="area"
+        )
+        errors = float(task._colour_errors(found, batch["image"], masks).mean())
+        task.hints = 0.0
+        assert asked == pytest.approx(float(task.loss(batch)) + 10 * errors, rel=1e-4)
+        task.hints = 10.0
+        flat = torch.full((1, 3, 32, 32), 0.25)
+        for head in task.heads:
+            head.weight.zero_()
+            head.bias.fill_(0.75)
+        known = task._colour_errors(task(flat, batch["points"]), flat, masks)
+    assert known.tolist() == pytest.approx([0.25 + 0.25] * 3)
+    task._trainer = SimpleNamespace(global_step=0, estimated_stepping_batches=100)
+    weights = []
+    for step in (0, 25, 50, 90):
+        task._trainer.global_step = step
+        weights.append(task._hints())
+    assert weights == [10.0, 5.0, 0.0, 0.0]
+
+
+def test_colours_come_before_detail() -> None:
+    task = autoencoder_task()
+    assert task._sharpness() == 1
+    task._trainer = SimpleNamespace(global_step=0, estimated_stepping_batches=300)
+    weights = []
+    for step in (0, 50, 100, 200):
+        task._trainer.global_step = step
+        weights.append(task._sharpness())
+    assert weights == [0.0, 0.5, 1.0, 1.0]
 
 
 def test_a_click_means_what_looks_alike_and_hangs_together() -> None:

@@ -106,6 +106,14 @@ def test_a_boundary_on_one_side_only_is_zero() -> None:
     assert boundary_f1(one_sided).tolist() == [0.0]
 
 
+def test_counts_are_exact_where_precision_is_mixed() -> None:
+    labels, target = torch.randint(0, 2, (2, 1, 96, 96), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = boundary_counts(labels, target, 2)
+    for name, counts in boundary_counts(labels, target, 2)._asdict().items():
+        assert torch.equal(getattr(mixed, name), counts), name
+
+
 def test_mistakes_are_named() -> None:
     labels = torch.zeros(1, 4, 4, dtype=torch.int64)
     with pytest.raises(ValueError, match="one shape"):

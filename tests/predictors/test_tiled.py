@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from geoseg import progress
+from geoseg.palette import Palette
 from geoseg.predictors.tiled import Tiled, starts, window
 from geoseg.randomness import stream
 from geoseg.types import Prediction
@@ -75,6 +76,19 @@ def test_a_pointwise_answer_shows_no_seam(size: tuple[int, int], overlap: float)
     torch.testing.assert_close(tiled.facts["count"], torch.ones(2))
     assert {shape[2:] for shape in inner.sizes[1:]} == {(16, 16)}
     assert max(shape[0] for shape in inner.sizes[1:]) <= 5
+
+
+def test_labels_are_those_of_the_picture_that_is_shown() -> None:
+    palette = Palette(["#000000", "#FF0000"])
+
+    class Painter(Noisy):
+        def predict(self, image: Tensor, generator: Sequence[torch.Generator]) -> Prediction:
+            painted = super().predict(image, generator).probs[:, :1].expand(-1, 3, -1, -1)
+            return Prediction(palette.decode(painted), painted=painted, stages={"pass 1": painted})
+
+    tiled = Tiled(Painter(), 16, 0.25, palette=palette).predict(pictures(24, 40), streams(2))
+    assert torch.equal(tiled.probs, palette.decode(tiled.stages["pass 1"]))
+    assert Tiled(Noisy(), 16, 0.25, palette=palette).predict(pictures(24, 40), streams(2)).painted is None
 
 
 @pytest.mark.parametrize("length", [16, 17, 31, 32, 33, 100, 1006])
