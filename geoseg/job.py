@@ -89,8 +89,7 @@ class Job:
             # what its checkpoints hold, whatever their folders are called
             "weights": {name: value for name, value in self.weights["hashes"].items() if name.startswith("model")},
             "palette": None if data.palette is None else data.palette.hex,
-            "precision": self.settings["trainer"]["precision"],
-            # whatever else was set, such as limit_test_batches
+            # precision, and whatever was added, such as limit_test_batches
             **{name: value for name, value in self.settings["trainer"].items() if name not in WHERE_TO_COMPUTE},
         }
         self.fit_id = None

@@ -85,6 +85,8 @@ class WandbLogger(Logger):
         entity: wandb's user or team; None takes the account's default.
     """
 
+    _staging: str | None = None  # of the latest run in this process
+
     def __init__(
         self,
         folder: Path,
@@ -175,7 +177,8 @@ class WandbLogger(Logger):
 
         folder.mkdir(parents=True, exist_ok=True)
         folder = folder.resolve()  # wandb's own process may work in another directory
-        os.environ.setdefault("WANDB_DATA_DIR", str(folder / "wandb"))  # staged artifacts stay beside the run
+        if os.environ.get("WANDB_DATA_DIR") in (None, WandbLogger._staging):  # where the user did not say
+            os.environ["WANDB_DATA_DIR"] = WandbLogger._staging = str(folder / "wandb")  # artifacts stay beside the run
         self._run = wandb.init(
             dir=str(folder),
             project=project,

@@ -63,7 +63,10 @@ class ProfileFolder:
         else:
             self.num_classes = self._largest_label() + 1
         if self.num_classes < 2:
-            raise ValueError(f"the label maps in {self.root / labels} hold one class only; two or more are needed")
+            raise ValueError(
+                f"the label maps in {self.root / labels} hold one class only (255 counts as ignore); two or more are "
+                "needed. For masks of 0 and 255 set data.source.label_values=[0,255]"
+            )
         self.class_names = list(class_names) if class_names else [f"class {k}" for k in range(self.num_classes)]
         if len(self.class_names) != self.num_classes:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,8 +20,6 @@ class Objective(nn.Module):
         prediction_type: "epsilon" (the noise) or "v_prediction" (the velocity, Salimans and Ho 2022, arXiv
             2202.00512).
         min_snr_gamma: None weighs all times alike; 5 is the value of Hang et al. 2023 (arXiv 2303.09556).
-        noise_offset: strength of an extra noise that is constant over a channel, so that the model learns to change
-            the overall brightness; 0 is none.
 
     Raises:
         ValueError: a prediction type that is not known, or a number out of range.
@@ -34,7 +32,6 @@ class Objective(nn.Module):
         alphas_cumprod: Tensor,
         prediction_type: str,
         min_snr_gamma: float | None = None,
-        noise_offset: float = 0.0,
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
@@ -44,42 +41,25 @@ class Objective(nn.Module):
             )
         if min_snr_gamma is not None and min_snr_gamma <= 0:
             raise ValueError(f"min_snr_gamma must be above 0, got {min_snr_gamma}; null switches the weighting off")
-        if noise_offset < 0:
-            raise ValueError(f"noise_offset must not be negative, got {noise_offset}; 0 switches it off")
         self.register_buffer("alphas_cumprod", alphas_cumprod.detach().float().clone(), persistent=False)
         self.prediction_type = prediction_type
         self.min_snr_gamma = min_snr_gamma
-        self.noise_offset = noise_offset
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], min_snr_gamma: float | None = None, noise_offset: float = 0.0) -> Objective:
+    def of(cls, config: Mapping[str, Any], min_snr_gamma: float | None = None) -> Objective:
         """The objective that a checkpoint was trained with.
 
         Args:
             config: configuration of its scheduler (betas, number of times, prediction type).
             min_snr_gamma: see the class.
-            noise_offset: see the class.
         """
         schedule = DDPMScheduler.from_config(dict(config))
-        return cls(schedule.alphas_cumprod, config.get("prediction_type", "epsilon"), min_snr_gamma, noise_offset)
+        return cls(schedule.alphas_cumprod, config.get("prediction_type", "epsilon"), min_snr_gamma)
 
     @property
     def num_times(self) -> int:
         """T, the number of noise levels; 1000 for Stable Diffusion."""
         return len(self.alphas_cumprod)
-
-    def noise(self, latent: Tensor, generator: Sequence[torch.Generator]) -> Tensor:
-        """Draws noise like ``latent`` [B, C, h, w], image i from the CPU generator i, with the offset added.
-
-        The offset is drawn last: switching it on leaves the rest of the noise as it was.
-        """
-        drawn = []
-        for one in generator:
-            noise = torch.randn(latent.shape[1:], generator=one)
-            if self.noise_offset:
-                noise += self.noise_offset * torch.randn((latent.shape[1], 1, 1), generator=one)
-            drawn.append(noise)
-        return torch.stack(drawn).to(latent)
 
     def add_noise(self, latent: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """sqrt(a) latent + sqrt(1 - a) noise, with a = ``alphas_cumprod[time]``.

@@ -133,6 +133,8 @@ class DenoisingTask(Task):
             raise ValueError(
                 "method.task.paint=true needs a data set with classes; use paint=false to learn its images"
             )
+        if noise_offset < 0:
+            raise ValueError(f"method.task.noise_offset must not be negative, got {noise_offset}; 0 switches it off")
         if not 0 <= drop_caption < 1:
             raise ValueError(f"method.task.drop_caption must lie in [0, 1), got {drop_caption}")
         self.model, self.palette, self.adapter = model, palette, adapter
@@ -176,7 +178,8 @@ class DenoisingTask(Task):
     def load(self, folder: Path) -> None:
         """Puts back what ``save`` wrote."""
         if self.adapter is None:
-            raise ValueError(f"a whole model is loaded by checkpoints=local checkpoints.path={folder}")
+            self.model.load_state_dict(LatentDiffusion.load(folder).state_dict())
+            return
         lora.detach(self.model.parts())
         lora.load(self.model.parts(), folder, self.adapter.name)
 

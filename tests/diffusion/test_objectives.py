@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -86,32 +84,11 @@ def test_reads_the_config_of_another_scheduler() -> None:
     assert objective.prediction_type == "epsilon"
 
 
-def test_noise_of_an_image_does_not_depend_on_its_batch() -> None:
-    objective = Objective.of(CONFIG, noise_offset=0.1)
-    latent = torch.zeros(3, 4, 5, 6)
-    together = objective.noise(latent, [torch.Generator().manual_seed(i) for i in range(3)])
-    alone = objective.noise(latent[:1], [torch.Generator().manual_seed(2)])
-    assert torch.equal(together[2:], alone)
-
-
-def test_offset_is_constant_over_a_channel() -> None:
-    def draw(offset: float) -> torch.Tensor:
-        return Objective.of(CONFIG, noise_offset=offset).noise(
-            torch.zeros(400, 4, 3, 3), [torch.Generator().manual_seed(i) for i in range(400)]
-        )
-
-    added = draw(0.5) - draw(0.0)
-    torch.testing.assert_close(added, added.mean(dim=(2, 3), keepdim=True).expand_as(added), atol=1e-6, rtol=0)
-    # 1600 normal draws: the standard deviation is known to 0.5 / sqrt(3200), here four times that
-    assert added[..., 0, 0].std().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(3200))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"prediction_type": "sample"}, "'sample' is not known.*epsilon, v_prediction"),
         ({"prediction_type": "epsilon", "min_snr_gamma": 0.0}, "min_snr_gamma"),
-        ({"prediction_type": "epsilon", "noise_offset": -0.1}, "noise_offset"),
     ],
 )
 def test_wrong_options(options: dict, message: str) -> None:
