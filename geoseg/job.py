@@ -248,9 +248,9 @@ class Job:
             trainer.fit(task, datamodule=self.data)
             if len(self.data.val) and steps % every:  # the score to choose by is that of the weights that are kept
                 trainer.validate(task, datamodule=self.data, verbose=False)
-        except TrainingDiverged:
+        except TrainingDiverged as error:
             task.save(adapter)
-            raise
+            raise TrainingDiverged(f"{error}. The last good ones are in {adapter}") from None
         finally:
             lines.write_csv()
         fitted = {

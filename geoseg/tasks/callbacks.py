@@ -59,7 +59,7 @@ class Watch(pl.Callback):
             what = f"loss became {float(losses.mean())}" if wrong else f"gradient became {float(norm)}"
             raise TrainingDiverged(
                 f"the {what} at step {trainer.global_step} on {', '.join(wrong or names)}; "
-                "the weights before that step are kept. Lower the learning rate, or look at these samples"
+                "lower the learning rate, or look at these samples"
             )
         pl_module.log("train/grad_norm", norm)
 
