@@ -110,7 +110,9 @@ class Job:
         try:
             return self._run(models)
         except BaseException as error:
-            self._record(status="failed", error=f"{type(error).__name__}: {error}")
+            earlier = read_record(self.folder)
+            if earlier is None or earlier["status"] != "done":  # a forced run that fails leaves the good record alone
+                self._record(status="failed", error=f"{type(error).__name__}: {error}")
             raise
 
     def finished(self) -> dict[str, Any] | None:
@@ -267,7 +269,7 @@ class Job:
         return fitted
 
     def _samples(self, predictor: Any, per_epoch: int, wandb: list[WandbLogger]) -> pl.Callback:
-        split = self.data.val if len(self.data.val) else self.data.test
+        split = self.data.val if len(self.data.val) else self.data.train  # never the test set
         shape = split.source.shape(split.names[0])
         same = [i for i, name in enumerate(split.names) if split.source.shape(name) == shape]
         items = [split[i] for i in same[: self.settings["sample_images"]]]

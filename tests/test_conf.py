@@ -139,7 +139,7 @@ def test_the_published_settings_are_the_defaults(compose: Callable[[list[str]], 
     assert method["predictor"]["guidance"] == 7.0
     assert "<lora:vai1:1>" in method["predictor"]["prompt"]
     assert "<lora" not in method["task"]["caption"]
-    assert list(method["wrappers"]) == ["tiled", "sam"]  # refined after stitching
+    assert list(method["wrappers"]) == ["sam"]
 
 
 def test_the_control_follows_the_main_method(compose: Callable[[list[str]], DictConfig]) -> None:
@@ -150,13 +150,14 @@ def test_the_control_follows_the_main_method(compose: Callable[[list[str]], Dict
     shared = ("strength", "second_strength", "guidance", "steps", "negative_prompt", "scheduler")
     assert {k: control["predictor"][k] for k in shared} == {k: settings["method"]["predictor"][k] for k in shared}
     assert control["model"] == settings["method"]["model"]
-    assert control["wrappers"]["tiled"] == settings["method"]["wrappers"]["tiled"]
+    for name in ("tile", "overlap", "steps", "guidance"):
+        assert control["predictor"][name] == settings["method"]["predictor"][name]
     assert settings["data"]["seed"] == settings["method"]["adapter"]["seed"] == 3
 
 
 def test_numbers_stand_once(compose: Callable[[list[str]], DictConfig]) -> None:
     settings = plain(compose(["experiment=label_lora", "checkpoints.size=64"]))
-    assert settings["method"]["task"]["crop"] == settings["method"]["wrappers"]["tiled"]["tile"] == 64
+    assert settings["method"]["task"]["crop"] == settings["method"]["predictor"]["tile"] == 64
 
 
 def test_files_are_plain_yaml() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from geoseg.crops import pad_to, pad_to_multiple, random_corner
+from geoseg.crops import pad_to, pad_to_multiple, random_corner, window
 from geoseg.randomness import stream
 
 
@@ -40,3 +40,12 @@ def test_corners_stay_inside_and_reach_every_place() -> None:
     assert set(counts) == {(top, left) for top in range(3) for left in range(2)}
     assert chisquare(list(counts.values())).pvalue > 0.01
     assert random_corner(5, 5, 5, stream(0, "corner")) == (0, 0)
+
+
+def test_the_window_is_smooth_and_above_zero() -> None:
+    for height, width in ((1, 1), (2, 2), (16, 16), (16, 40), (1024, 1024)):
+        weights = window(height, width)
+        assert weights.shape == (height, width)
+        assert (weights > 0).all()
+        torch.testing.assert_close(weights, weights.flip(0).flip(1))
+    assert window(64, 64)[:, 32].diff().abs().max() < 0.06, "a step of the window would show as a seam"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import tempfile
@@ -133,6 +134,10 @@ class LatentDiffusion(nn.Module):
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch, _quiet():
             written = Path(scratch) / "new"
             pipeline.save_pretrained(written, safe_serialization=True)
+            for config in written.rglob("config.json"):  # diffusers writes down where a part was read from
+                entries = json.loads(config.read_text(encoding="utf-8"))
+                entries.pop("_name_or_path", None)
+                config.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
             if folder.exists():
                 os.replace(folder, Path(scratch) / "old")
             os.replace(written, folder)

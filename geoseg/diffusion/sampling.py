@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geoseg.crops import starts, window
+
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(noisy [B, C, h, w], time [] or [B], condition [B, N, D]) to the network's answer [B, 4, h, w]."""
 
@@ -20,6 +22,39 @@ def steps_run(steps: int, strength: float) -> int:
     (15, 30, 0)
     """
     return min(int(steps * strength), steps)
+
+
+def windowed(denoise: Denoiser, side: int, overlap: float = 0.25, batch: int = 32) -> Denoiser:
+    """Lets a network denoise latents larger than the square it was made for (MultiDiffusion, Bar-Tal et al. 2023).
+
+    At every step overlapping windows are denoised and their answers blended, so that a large picture is drawn as one:
+    one field of noise, no seams, and neighbours that agree.
+
+    Args:
+        denoise: the network.
+        side: side of its square in latent cells; smaller latents are passed on as they are.
+        overlap: smallest share of its side that a window has in common with the next, 0 <= overlap < 1.
+        batch: windows per call of the network, from one picture or several.
+    """
+
+    def blended(noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        height, width = noisy.shape[-2:]
+        if height <= side and width <= side:
+            return denoise(noisy, time, condition)
+        count, high, wide = len(noisy), min(side, height), min(side, width)
+        places = [(y, x) for y in starts(height, high, overlap) for x in starts(width, wide, overlap)]
+        cut = torch.cat([noisy[..., y : y + high, x : x + wide] for y, x in places])  # [T * B, C, high, wide]
+        times, conditions = time.expand(count).repeat(len(places)), condition.repeat(len(places), 1, 1)
+        parts = zip(cut.split(batch), times.split(batch), conditions.split(batch), strict=True)
+        answers = torch.cat([denoise(*part) for part in parts]).split(count)
+        share = window(high, wide).to(noisy)
+        total, weight = torch.zeros_like(noisy), torch.zeros_like(noisy[:1, :1])
+        for (y, x), answer in zip(places, answers, strict=True):
+            total[..., y : y + high, x : x + wide] += share * answer
+            weight[..., y : y + high, x : x + wide] += share
+        return total / weight
+
+    return blended
 
 
 def img2img(

@@ -14,7 +14,7 @@ from geoseg import progress
 from geoseg.crops import pad_to_multiple
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.diffusion.prompts import Prompt, parse_prompt
-from geoseg.diffusion.sampling import img2img, steps_run
+from geoseg.diffusion.sampling import Denoiser, img2img, steps_run, windowed
 from geoseg.lora import adapter_names, weighted
 from geoseg.palette import Palette
 from geoseg.types import Prediction
@@ -40,6 +40,10 @@ class Img2Img(nn.Module):
         steps: length of the whole schedule, of which int(steps * strength) are run.
         scheduler: makes a scheduler from the model's scheduler configuration, such as
             ``diffusers.EulerAncestralDiscreteScheduler.from_config``.
+        tile: side in pixels of the square the network was trained on; larger pictures are denoised in overlapping
+            windows, see ``windowed``. None shows it every picture whole.
+        overlap: smallest share of its side that a window has in common with the next, 0 <= overlap < 1.
+        batch: windows per call of the network.
 
     Raises:
         ValueError: a number out of range, or a tag that calls nothing.
@@ -56,6 +60,9 @@ class Img2Img(nn.Module):
         guidance: float = 7.0,
         steps: int = 30,
         scheduler: Callable[[Any], Any] = DDIMScheduler.from_config,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        batch: int = 32,
     ) -> None:
         super().__init__()
         for name, value in (("strength", strength), ("second_strength", second_strength)):
@@ -64,6 +71,10 @@ class Img2Img(nn.Module):
                 raise ValueError(f"{name} must be above 0 and at most 1, got {value}{null}")
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        if tile is not None and (tile < model.multiple or tile % model.multiple):
+            raise ValueError(f"tile must be a multiple of {model.multiple} for this model, got {tile}; null: no tiles")
+        if not 0 <= overlap < 1 or batch < 1:
+            raise ValueError(f"wanted 0 <= overlap < 1 and batch >= 1, got overlap={overlap}, batch={batch}")
         if not 0 <= guidance < float("inf"):
             raise ValueError(f"guidance must be a number from 0 on, got {guidance}; 1 switches it off")
         self.model = model
@@ -74,6 +85,7 @@ class Img2Img(nn.Module):
         self.guidance = guidance
         self.steps = steps
         self.scheduler = scheduler
+        self.tile, self.overlap, self.batch = tile, overlap, batch
         self._noted: set[str] = set()
         self._embedded: tuple[Any, Tensor] | None = None
         if adapter_names(model.parts()):
@@ -133,7 +145,7 @@ class Img2Img(nn.Module):
         scheduler = self.scheduler(self.model.scheduler.config)
         images = len(picture) / len(self.strengths)
         latent = img2img(
-            self.model.denoise,
+            self._denoiser(),
             scheduler,
             latent,
             generator,
@@ -145,6 +157,11 @@ class Img2Img(nn.Module):
             on_step=lambda share: progress.advance("generation", images * share),
         )
         return self.model.codec.decode(latent)[..., :height, :width]
+
+    def _denoiser(self) -> Denoiser:
+        if self.tile is None:
+            return self.model.denoise
+        return windowed(self.model.denoise, self.tile // self.model.codec.factor, self.overlap, self.batch)
 
     def _parse(self) -> Prompt:
         adapters = adapter_names(self.model.parts())

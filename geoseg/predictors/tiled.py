@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from geoseg import progress
-from geoseg.crops import pad_to
+from geoseg.crops import pad_to, starts, window
 from geoseg.palette import Palette
 from geoseg.types import Prediction, Predictor
 
@@ -99,33 +98,6 @@ class Tiled(nn.Module):
         return image[:, y : y + self.tile, x : x + self.tile]
 
 
-def starts(length: int, tile: int, overlap: float) -> list[int]:
-    """Where tiles begin along a side: as few as keep the overlap, evenly spread, from 0 to ``length - tile``.
-
-    >>> starts(100, 40, 0.25)
-    [0, 30, 60]
-    >>> starts(40, 40, 0.25)
-    [0]
-    """
-    if length <= tile:
-        return [0]
-    # a step of at least one pixel, rounded down so that rounding places never eats into the overlap
-    step = max(1, math.floor(tile * (1 - overlap) + 1e-9))
-    steps = math.ceil((length - tile) / step)
-    return [i * (length - tile) // steps for i in range(steps + 1)]
-
-
-def window(tile: int) -> Tensor:
-    """Weights of a tile's pixels: a raised cosine along each side, 1 in the middle, above 0 at the border.
-
-    Returns:
-        float64 [tile, tile].
-    """
-    position = (torch.arange(tile, dtype=torch.float64) + 0.5) / tile
-    side = 0.5 - 0.5 * torch.cos(2 * math.pi * position)
-    return torch.outer(side, side)
-
-
 class _Blend:
     """Weighted means over tiles, filled as predictions arrive."""
 
@@ -135,9 +107,9 @@ class _Blend:
         self.places = places
         weight = torch.zeros(height, width, dtype=torch.float64)
         for y, x in places:
-            weight[y : y + tile, x : x + tile] += window(tile)
+            weight[y : y + tile, x : x + tile] += window(tile, tile)
         # what each tile contributes to its pixels; the shares of a pixel sum to 1
-        self.shares = [(window(tile) / weight[y : y + tile, x : x + tile]).float() for y, x in places]
+        self.shares = [(window(tile, tile) / weight[y : y + tile, x : x + tile]).float() for y, x in places]
         self.maps: dict[tuple[str, str], Tensor] = {}  # (field, name) -> [B, ..., H, W]
         self.facts: dict[str, Tensor] = {}  # name -> [B]
 

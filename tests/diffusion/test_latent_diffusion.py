@@ -170,3 +170,10 @@ def test_scheduler_of_the_checkpoint_is_kept(model: LatentDiffusion, tmp_path: P
     loaded = LatentDiffusion.load(tmp_path / "model")
     assert type(loaded.scheduler).__name__ == "PNDMScheduler"
     assert loaded.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_a_saved_model_does_not_say_where_it_was_read(tmp_path: Path) -> None:
+    tiny_latent_diffusion().save(tmp_path / "first")
+    LatentDiffusion.load(tmp_path / "first").save(tmp_path / "second")
+    for config in (tmp_path / "second").rglob("*.json"):
+        assert str(tmp_path) not in config.read_text()

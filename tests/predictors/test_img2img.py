@@ -185,6 +185,25 @@ def test_padding_is_a_mirror_that_is_cut_off(model: LatentDiffusion) -> None:
     assert torch.equal(predictor.predict(image, generators(1)).painted, expected)
 
 
+def test_a_large_picture_is_drawn_as_one(model: LatentDiffusion) -> None:
+    image = pictures(2, height=24, width=40)
+    whole = Img2Img(model, PALETTE, WORDS, steps=4)
+    tiled = Img2Img(model, PALETTE, WORDS, steps=4, tile=16, batch=3)
+    answer = tiled.predict(image, generators(2)).painted
+    assert answer.shape == image.shape
+    assert not torch.equal(answer, whole.predict(image, generators(2)).painted)
+    alone = tiled.predict(image[1:], generators(2)[1:]).painted
+    torch.testing.assert_close(answer[1:], alone, atol=5e-5, rtol=0)
+    small = image[..., :16, :16]
+    assert torch.equal(tiled.predict(small, generators(2)).painted, whole.predict(small, generators(2)).painted)
+
+
+@pytest.mark.parametrize("options", [{"tile": 7}, {"tile": 0}, {"tile": 16, "overlap": 1.0}, {"tile": 16, "batch": 0}])
+def test_windows_that_cannot_be(model: LatentDiffusion, options: dict) -> None:
+    with pytest.raises(ValueError, match="tile|overlap"):
+        Img2Img(model, PALETTE, WORDS, **options)
+
+
 def test_an_adapter_that_is_not_called_is_off(adapted: LatentDiffusion, caplog: pytest.LogCaptureFixture) -> None:
     image = pictures(1)
     predictor = Img2Img(adapted, PALETTE, WORDS, steps=4)

@@ -12,8 +12,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from geoseg import progress
+from geoseg.crops import starts, window
 from geoseg.palette import Palette
-from geoseg.predictors.tiled import Tiled, starts, window
+from geoseg.predictors.tiled import Tiled
 from geoseg.randomness import stream
 from geoseg.types import Prediction
 
@@ -102,13 +103,6 @@ def test_tiles_reach_both_ends_and_overlap_evenly(length: int, overlap: float) -
     assert max(steps, default=0) - min(steps, default=0) <= 1
 
 
-def test_the_window_is_smooth_and_above_zero() -> None:
-    for side in (1, 2, 16, 1024):
-        assert (window(side) > 0).all()
-        torch.testing.assert_close(window(side), window(side).flip(0).T)
-    assert window(64)[:, 32].diff().abs().max() < 0.06, "a step of the window would show as a seam"
-
-
 def test_weights_are_those_of_the_window() -> None:
     class Index(nn.Module):
         """The n-th tile answers n / 10."""
@@ -120,7 +114,7 @@ def test_weights_are_those_of_the_window() -> None:
             return Prediction(probs=torch.cat([one, 1 - one], dim=1))
 
     probs = Tiled(Index(), 8, 0.5).predict(pictures(8, 12, 1), streams(1)).probs[0, 0]
-    w = window(8)
+    w = window(8, 8)
     assert probs[:, :4].abs().max() == 0
     torch.testing.assert_close(probs[:, 4:8], (0.1 * w[:, :4] / (w[:, :4] + w[:, 4:])).float())
     torch.testing.assert_close(probs[:, 8:], torch.full((8, 4), 0.1))

@@ -115,9 +115,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_move(bad: float, accu
     with pytest.raises(TrainingDiverged) as error:
         fit(task, source)
     step = batch // accumulate  # even where the other batch of that step was fine
-    assert f"at step {step} on {source.names['train'][index]}; lower the learning rate" in str(
-        error.value
-    )
+    assert f"at step {step} on {source.names['train'][index]}; lower the learning rate" in str(error.value)
     assert task.weight.item() == pytest.approx(-0.1 * step)
 
 
