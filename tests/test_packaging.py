@@ -47,6 +47,7 @@ def test_wheel_carries_nothing_else(wheel):
         ".py",
         ".yaml",
         ".json",
+        ".md",
         ".txt",
         ".safetensors",
     }
