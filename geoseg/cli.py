@@ -183,6 +183,8 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
             raise ValueError(f"cannot read {word!r}: {str(error).splitlines()[0]}; {QUOTES}") from None
         if not multirun and override.is_sweep_override():
             raise ValueError(f"{word!r} names several values: geoseg run -m runs one after the other; or {QUOTES}")
+        if override.key_or_group == "rivals" and override.value() == {}:
+            raise ValueError("rivals={} would change nothing, since mappings are merged; rivals=null leaves them out")
         if multirun and override.is_sweep_override():
             first = next(iter(override.sweep_string_iterator()))
             word = f"{override.get_key_element()}={first}"

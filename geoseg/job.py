@@ -370,6 +370,11 @@ def _precision(trainer: Mapping[str, Any]) -> str:
             "use 1, or [2] for the third GPU"
         )
     precision = str(trainer["precision"])
+    if _on_gpu(trainer) and not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer.accelerator={trainer['accelerator']}, but torch sees no GPU here; use trainer=auto, or look why: "
+            "no driver, a CPU build of torch, or CUDA_VISIBLE_DEVICES"
+        )
     if precision == "auto":
         return "16-mixed" if _on_gpu(trainer) else "32-true"
     if not _on_gpu(trainer) and "16" in precision and "bf16" not in precision:

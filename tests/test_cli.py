@@ -115,6 +115,8 @@ def test_the_check_takes_what_is_right() -> None:
         (["method.task.lr={unet: 0, text: 0}"], "every learning rate is 0"),
         (["method.task.fit.epochs=0"], "method.task.fit.epochs must be 1 or more, got 0"),
         (["method.adapter.rank=0"], "rank must be at least 1"),
+        (["trainer=gpu"], "torch sees no GPU here; use trainer=auto"),
+        (["rivals={}"], "rivals=null leaves them out"),
         (["method.predictor.overlap=1"], "0 <= overlap < 1"),
         (["objective=test/iou/mean"], "objective=test/iou/mean: only val/... scores may be optimised"),
         (["trainer.precision=16-mixed"], "needs a GPU, and this run is on the CPU; use trainer=auto"),
