@@ -26,20 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from geoseg.config import conf_folder, register_resolvers
-
-TINY_SAM: dict[str, Any] = {
-    "image_size": 64,
-    "embed_dim": 32,
-    "depth": 1,
-    "num_heads": 2,
-    "global_attn_indexes": [0],
-    "window_size": 2,
-    "mlp_ratio": 2,
-    "prompt_embed_dim": 32,
-    "transformer_num_heads": 2,
-    "transformer_mlp_dim": 32,
-    "iou_head_hidden_dim": 32,
-}
+from tests.tiny import TINY_SAM
 
 
 @pytest.fixture(scope="session", autouse=True)

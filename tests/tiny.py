@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -14,6 +15,21 @@ from geoseg.diffusion.latent_diffusion import LatentDiffusion
 
 WORDS = "8 k, Ultra-high resolution, Tile, Smooth Edges, seismic profile, label map, flat colours"
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
+
+TINY_SAM: dict[str, Any] = {
+    "image_size": 64,
+    "embed_dim": 32,
+    "depth": 1,
+    "num_heads": 2,
+    "global_attn_indexes": [0],
+    "window_size": 2,
+    "mlp_ratio": 2,
+    "prompt_embed_dim": 32,
+    "transformer_num_heads": 2,
+    "transformer_mlp_dim": 32,
+    "iou_head_hidden_dim": 32,
+}
+"""Sizes of a Sam that is built in a moment, for geoseg.models.sam."""
 
 
 @functools.cache

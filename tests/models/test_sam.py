@@ -15,21 +15,9 @@ from segment_anything.modeling import Sam
 
 from geoseg.models import sam as models
 from geoseg.models.sam import PUBLISHED, build_sam, load_sam, published_name, save_sam
+from tests.tiny import TINY_SAM
 
-TINY: dict[str, Any] = {
-    "image_size": 64,
-    "embed_dim": 32,
-    "depth": 2,
-    "num_heads": 2,
-    "global_attn_indexes": [1],
-    "window_size": 2,
-    "mlp_ratio": 2,
-    "prompt_embed_dim": 32,
-    "transformer_num_heads": 2,
-    "transformer_mlp_dim": 32,
-    "iou_head_hidden_dim": 32,
-    "pixel_mean": [100.0, 110.0, 120.0],
-}
+TINY: dict[str, Any] = {**TINY_SAM, "depth": 2, "global_attn_indexes": [1], "pixel_mean": [100.0, 110.0, 120.0]}
 
 
 def tiny() -> Sam:

@@ -18,21 +18,9 @@ from geoseg.palette import Palette
 from geoseg.predictors.sam_refined import SamRefined, average_inside, partition
 from geoseg.randomness import stream
 from geoseg.types import Prediction
+from tests.tiny import TINY_SAM
 
 PALETTE = Palette(["#000000", "#FFFFFF", "#FF0000"])
-TINY: dict[str, Any] = {
-    "image_size": 64,
-    "embed_dim": 32,
-    "depth": 1,
-    "num_heads": 2,
-    "global_attn_indexes": [0],
-    "window_size": 2,
-    "mlp_ratio": 2,
-    "prompt_embed_dim": 32,
-    "transformer_num_heads": 2,
-    "transformer_mlp_dim": 32,
-    "iou_head_hidden_dim": 32,
-}
 
 
 class Given(nn.Module):
@@ -79,7 +67,7 @@ def random_probs(count: int = 1, size: tuple[int, int] = (8, 10)) -> Tensor:
 
 def tiny_sam() -> Any:
     torch.manual_seed(0)
-    return build_sam(TINY)
+    return build_sam(TINY_SAM)
 
 
 def refined(inner: Given, *answers: list[dict[str, Any]]) -> tuple[SamRefined, Stub]:
