@@ -5,6 +5,7 @@ Nothing below this floor ever sees a configuration object.
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import hashlib
 import inspect
@@ -12,7 +13,8 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
@@ -91,8 +93,13 @@ def check_targets(config: Any, trust: Sequence[str]) -> None:
             )
 
 
-def build(node: Any, /, **available: Any) -> Any:
+def build(node: Any, where: str, /, **available: Any) -> Any:
     """Instantiates a node (None stays None); a partial is completed with what its signature names of ``available``.
+
+    Args:
+        node: plain containers.
+        where: its key in the configuration, named in errors.
+        **available: what partials may ask for.
 
     Raises:
         ValueError: what the object said, or a key that it has no argument for.
@@ -102,13 +109,86 @@ def build(node: Any, /, **available: Any) -> Any:
     try:
         made = instantiate(node, _convert_="all")
         return complete(made, **available) if isinstance(made, functools.partial) else made
-    except (InstantiationException, TypeError) as error:
+    except (InstantiationException, TypeError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        inside = _INSIDE.search(str(error)) if isinstance(error, InstantiationException) else None
+        key = f"{where}.{inside.group(1)}" if inside else where
         if isinstance(cause, ValueError):
-            raise cause from None
+            names_itself = str(cause).startswith(f"{where}.")
+            raise ValueError(str(cause) if names_itself else f"{key}: {cause}") from error
         if isinstance(cause, TypeError) and _ARGUMENTS.search(str(cause)):
-            raise ValueError(f"{node['_target_']}: {cause}; look at its keys with --cfg job") from None
+            raise ValueError(f"{key}: {cause}; look at its keys with --cfg job") from error
         raise
+
+
+def check_types(config: Any, where: str = "") -> None:
+    """Compares words and numbers with the types that the objects they are meant for declare.
+
+    Args:
+        config: plain containers.
+        where: their key in the configuration.
+
+    Raises:
+        ValueError: names the key, its value and what was wanted.
+    """
+    if isinstance(config, list):
+        for i, value in enumerate(config):
+            check_types(value, f"{where}[{i}]")
+    if not isinstance(config, Mapping):
+        return
+    wanted = _declared(get_object(config["_target_"])) if "_target_" in config else {}
+    for name, value in config.items():
+        key = f"{where}.{name}" if where else str(name)
+        if name in wanted and not isinstance(value, Mapping | list):
+            check_type(key, value, *wanted[name])
+        check_types(value, key)
+
+
+def check_type(key: str, value: Any, *kinds: type) -> None:
+    """Compares one value with the types it may have; a whole number is a number, but no truth value is.
+
+    Raises:
+        ValueError: names the key, its value and what was wanted.
+    """
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        words = " or ".join(word for kind, word in _WORDS.items() if kind in kinds)
+        raise ValueError(f"{key}={'null' if value is None else value}: {words} is wanted")
+
+
+_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    type(None): "null",
+}
+"""The types that a value on the command line can have, and what to call them."""
+
+
+def _declared(target: Any) -> dict[str, set[type]]:
+    """Types of those parameters of a function or class that take plain values only."""
+    found: dict[str, set[type]] = {}
+    # what a class hands on as **keywords is declared by the classes above it
+    above = [one.__dict__.get("__init__") for one in target.__mro__] if inspect.isclass(target) else [target]
+    for function in above:
+        if not (inspect.isfunction(function) or inspect.ismethod(function)):
+            continue
+        try:
+            hints = get_type_hints(function)
+        except (NameError, TypeError):  # a library that imports its types for checkers only
+            continue
+        for name, hint in hints.items():
+            kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+            plain_kinds = {list if get_origin(kind) in _LISTS else kind for kind in kinds}
+            if name != "return" and plain_kinds <= _WORDS.keys():
+                found.setdefault(name, plain_kinds)
+        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
+            break
+    return found
+
+
+_LISTS = (list, tuple, collections.abc.Sequence)
 
 
 def complete(partial: functools.partial[Any], /, **available: Any) -> Any:
@@ -163,6 +243,7 @@ def redact(config: Any) -> Any:
 
 _SECRET = re.compile(r"(^|_)(api_?key|token|password|passwd|secret|credentials?)($|_)", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
+_INSIDE = re.compile(r"^full_key: (\S+)$", re.MULTILINE)
 _ARGUMENTS = re.compile(r"unexpected keyword argument|missing \d+ required")
 _QUERY = re.compile(r"([?&](?:\w+_)?(?:api_?key|token|password|secret|signature)=)[^&\s]+", re.IGNORECASE)
 

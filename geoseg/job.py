@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Models:
     def __init__(self) -> None:
         self._key, self._model = "", None
 
-    def get(self, method: Mapping[str, Any], available: Mapping[str, Any]) -> Any:
+    def get(self, method: Mapping[str, Any], where: str, available: Mapping[str, Any]) -> Any:
         """The model of a method; a model that training changes is always built anew."""
         if method["model"] is None:
             return None
@@ -48,7 +49,7 @@ class Models:
         wanted = json.dumps(method["model"], sort_keys=True, default=str)
         if changed or wanted != self._key:
             with seeded(available["seed"], "model"):
-                model = build(method["model"], **available)
+                model = build(method["model"], f"{where}.model", **available)
             if changed:
                 return model
             self._key, self._model = wanted, model
@@ -76,6 +77,7 @@ class Job:
     settings: Mapping[str, Any]
     method: Mapping[str, Any]
     data: DataModule
+    where: str = "method"  # the method's key in the configuration, for error messages
     fit_id: str | None = field(init=False)
     run_id: str = field(init=False)
 
@@ -89,8 +91,9 @@ class Job:
             # what its checkpoints hold, whatever their folders are called
             "weights": {name: value for name, value in self.weights["hashes"].items() if name.startswith("model")},
             "palette": None if data.palette is None else data.palette.hex,
-            # precision, and whatever was added, such as limit_test_batches
+            # whatever was added, such as limit_test_batches
             **{name: value for name, value in self.settings["trainer"].items() if name not in WHERE_TO_COMPUTE},
+            "precision": self.precision,  # never "auto", which means one thing here and another there
         }
         self.fit_id = None
         if method["task"] is not None:
@@ -107,13 +110,15 @@ class Job:
         if found is not None:
             log.info("%s: found finished run %s%s", self.method["title"], self.run_id, _stale(found))
             return found
-        try:
-            return self._run(models)
-        except BaseException as error:
-            earlier = read_record(self.folder)
-            if earlier is None or earlier["status"] != "done":  # a forced run that fails leaves the good record alone
-                self._record(status="failed", error=f"{type(error).__name__}: {error}")
-            raise
+        with self.assembled(models) as method:  # what cannot be assembled leaves no record: no work has started
+            try:
+                return self._run(method)
+            except BaseException as error:
+                earlier = read_record(self.folder)
+                if earlier is None or earlier["status"] != "done":  # a forced run that fails leaves the good record
+                    trace = "".join(traceback.format_exception(error))
+                    self._record(status="failed", error=f"{type(error).__name__}: {error}", traceback=trace)
+                raise
 
     def finished(self) -> dict[str, Any] | None:
         """The record of an earlier run with this identity that came to its end, or None."""
@@ -129,30 +134,33 @@ class Job:
         """
         method, data = self.method, self.data
         available = {"palette": data.palette, "num_classes": data.num_classes, "seed": self.settings["seed"]}
-        model = models.get(method, available)
-        adapter = build(method["adapter"])
+        model = models.get(method, self.where, available)
+        adapter = build(method["adapter"], f"{self.where}.adapter")
         try:
             if adapter is not None:
                 adapter.attach(model.parts())
-            bare = predictor = build(method["predictor"], model=model, **available)
-            for wrapper in method["wrappers"].values():
+            bare = predictor = build(method["predictor"], f"{self.where}.predictor", model=model, **available)
+            for name, wrapper in method["wrappers"].items():
                 if wrapper is not None:  # method.wrappers.NAME=null leaves one out
-                    predictor = build(wrapper, predictor=predictor, **available)
-            task = build(method["task"], model=model, adapter=adapter, **available)
+                    predictor = build(wrapper, f"{self.where}.wrappers.{name}", predictor=predictor, **available)
+            task = build(method["task"], f"{self.where}.task", model=model, adapter=adapter, **available)
+            if task is not None:
+                try:
+                    task.check(self._batches(task))
+                except ValueError as error:
+                    raise ValueError(f"{self.where}.task: {error}") from None
             yield Assembled(task, bare, predictor)
         finally:
             if adapter is not None:
                 lora.detach(model.parts())
 
-    def _run(self, models: Models) -> dict[str, Any]:
+    def _run(self, method: Assembled) -> dict[str, Any]:
         """Trains the method and scores it where it can be, and writes everything down."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self._config())))
-        wandb: list[WandbLogger] = []
+        wandb = self._wandb()
         try:
-            with self.assembled(models) as method:
-                wandb += self._wandb()
-                record, figures = self._work(method, wandb)
+            record, figures = self._work(method, wandb)
             for logger in wandb:
                 logger.log_pictures("figures", figures)
                 logger.log_table("scores", *stage_table(record))
@@ -223,8 +231,7 @@ class Job:
             return fitted
         done.unlink(missing_ok=True)
         lines = JsonLines(self.fit_folder)
-        plan = task.fit
-        steps = -(-len(self.data.train) // plan.batch_size) * plan.epochs * plan.repeats
+        plan, steps = task.fit, self._batches(task)
         per_epoch = max(1, steps // plan.epochs)
         every = min(steps, plan.validate_every * per_epoch) if plan.validate_every else steps
         callbacks: list[pl.Callback] = [Watch()]
@@ -268,6 +275,10 @@ class Job:
         write_atomically(done, json.dumps(fitted, indent=1, default=str) + "\n")
         return fitted
 
+    def _batches(self, task: Task) -> int:
+        """Batches of the whole training."""
+        return -(-len(self.data.train) // task.fit.batch_size) * task.fit.epochs * task.fit.repeats
+
     def _samples(self, predictor: Any, per_epoch: int, wandb: list[WandbLogger]) -> pl.Callback:
         split = self.data.val if len(self.data.val) else self.data.train  # never the test set
         shape = split.source.shape(split.names[0])
@@ -293,6 +304,7 @@ class Job:
         return [
             build(
                 partial,
+                "logger.wandb",
                 folder=self.folder,
                 run_id=self.run_id,
                 group=self.settings["name"],

@@ -8,8 +8,10 @@ import json
 import logging
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,11 +70,16 @@ class JsonLines(Logger):
         return path
 
 
+FINISH = 30
+"""Seconds that wandb may take at the end of a run to send what is left."""
+
+
 class WandbLogger(Logger):
     """Weights & Biases that can never slow down or stop a run.
 
-    Offline unless the environment's WANDB_MODE says otherwise. Whatever goes wrong inside wandb, from a dead network to
-    a full disk, is reported once and switches this logger off for the rest of the run.
+    Offline unless the environment's WANDB_MODE says otherwise. Where wandb cannot be reached, this run and all later
+    ones of the process go on offline. Whatever else goes wrong inside wandb, such as a full disk, is reported once and
+    switches this logger off for the rest of the run.
 
     Args:
         folder: where wandb writes its files.
@@ -86,6 +93,7 @@ class WandbLogger(Logger):
     """
 
     _staging: str | None = None  # of the latest run in this process
+    _unreachable = False  # waiting for a dead network once per process is enough
 
     def __init__(
         self,
@@ -101,7 +109,22 @@ class WandbLogger(Logger):
         super().__init__()
         self._run: Any = None
         self._version = run_id
-        self._safely(lambda: self._start(folder, group, title, tags, config, project, entity))
+        start = partial(self._start, folder, group, title, tags, config, project, entity)
+        mode = os.environ.get("WANDB_MODE", "offline")
+        if mode == "online":
+            if not WandbLogger._unreachable:
+                try:
+                    start("online")
+                    return
+                except Exception as error:
+                    WandbLogger._unreachable = True
+                    self._safely(_forget)
+                    log.warning(
+                        "Weights & Biases cannot be reached, so runs stay offline (%s); wandb sync sends them later",
+                        error,
+                    )
+            mode = "offline"
+        self._safely(partial(start, mode))
 
     @property
     def name(self) -> str:
@@ -158,7 +181,10 @@ class WandbLogger(Logger):
 
         def end(run: Any) -> None:
             run.summary.update(dict(summary))
+            started = time.monotonic()
             run.finish(exit_code=int(failed))
+            if time.monotonic() - started > FINISH:  # it gave up
+                WandbLogger._unreachable = True
 
         self._call(end)
         self._run = None
@@ -172,6 +198,7 @@ class WandbLogger(Logger):
         config: Mapping[str, Any],
         project: str,
         entity: str | None,
+        mode: str,
     ) -> None:
         import wandb
 
@@ -188,14 +215,14 @@ class WandbLogger(Logger):
             group=group,
             tags=list(tags),
             config=dict(config),
-            mode=cast(Any, os.environ.get("WANDB_MODE", "offline")),
+            mode=cast(Any, mode),
             resume="allow",
             reinit="finish_previous",
             settings=wandb.Settings(
                 silent=True,
                 console="off",
                 init_timeout=15,
-                finish_timeout=30,  # without it, a dead network holds the program at its end for good
+                finish_timeout=FINISH,  # without it, a dead network holds the program at its end for good
                 x_disable_stats=True,
                 x_disable_meta=True,  # it holds the command line, and that may hold secrets
                 disable_git=True,
@@ -215,3 +242,10 @@ class WandbLogger(Logger):
         except Exception as error:
             self._run = None
             log.warning("Weights & Biases is off for the rest of this run: %s", error)
+
+
+def _forget() -> None:
+    """Ends wandb's service process, which would still hold the id of a run that did not start."""
+    import wandb
+
+    wandb.teardown()

@@ -8,9 +8,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from geoseg import progress
-from geoseg.config import build, check_targets, plain
+from geoseg.config import build, check_targets, check_type, check_types, plain
 from geoseg.data.module import DataModule
 from geoseg.job import Job, Models
+
+TYPES = {"seed": int, "figure_rows": int, "sample_every": int, "sample_images": int, "force": bool, "progress": bool}
+"""Types of the settings that belong to no object."""
 
 
 def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
@@ -31,15 +34,19 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
         raise ValueError(
             f"objective={cfg.objective}: only val/... scores may be optimised; choosing by a test score spoils the test"
         )
-    methods = {"": settings["method"], **(settings["rivals"] or {})}
-    data: DataModule = build(settings["data"])
+    for name, kind in TYPES.items():
+        check_type(name, settings[name], kind)
+    check_types(settings)
+    rivals = {f"rivals.{name}": method for name, method in (settings["rivals"] or {}).items()}
+    methods = {"method": settings["method"], **rivals}
+    data: DataModule = build(settings["data"], "data")
     data.prepare()
     if not data.names["test"] and any(method["predictor"] is not None for method in methods.values()):
         raise ValueError(
             f"no sample is left to test on: {len(data.names['train'])} of {len(data.source.names)} are for training "
             f"and {len(data.names['val'])} for validation; lower data.num_train or data.num_val, or add samples"
         )
-    jobs = [Job(settings, method, data) for method in methods.values()]
+    jobs = [Job(settings, method, data, where) for where, method in methods.items()]
     models = Models()
     records = []
     open_jobs = [job for job in jobs if job.finished() is None]

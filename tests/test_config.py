@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from geoseg.config import build, check_targets, complete, conf_folder, identity, plain, redact, register_resolvers
+from geoseg.config import (
+    build,
+    check_targets,
+    check_types,
+    complete,
+    conf_folder,
+    identity,
+    plain,
+    redact,
+    register_resolvers,
+)
 
 
 def node(target: str, **more: Any) -> Any:
@@ -86,16 +96,19 @@ def test_targets_are_found_at_any_depth() -> None:
 
 def test_build_completes_what_is_partial_with_what_it_has_names_for() -> None:
     config = {"_target_": "geoseg.tasks.task.Fit", "_partial_": True, "epochs": 3}
-    made = build(config, batch_size=2, palette="not asked for")
+    made = build(config, "a", batch_size=2, palette="not asked for")
     assert (made.epochs, made.batch_size) == (3, 2)
-    assert build(None, batch_size=2) is None
-    assert build({"_target_": "geoseg.tasks.task.Fit"}, epochs=9).epochs == 50  # nothing partial, nothing completed
+    assert build(None, "a", batch_size=2) is None
+    assert (
+        build({"_target_": "geoseg.tasks.task.Fit"}, "a", epochs=9).epochs == 50
+    )  # nothing partial, nothing completed
 
 
 def test_build_hands_on_plain_containers() -> None:
-    made = build({"_target_": "geoseg.data.module.DataModule", "source": _Source(), "palette": ["#000000", "#FFFFFF"]})
+    colours = ["#000000", "#FFFFFF"]
+    made = build({"_target_": "geoseg.data.module.DataModule", "source": _Source(), "palette": colours}, "data")
     assert type(made.palette.hex) is tuple
-    inner = build({"_target_": "geoseg.config.identity", "_args_": [{"a": [1]}]})
+    inner = build({"_target_": "geoseg.config.identity", "_args_": [{"a": [1]}]}, "a")
     assert inner == identity({"a": [1]})
 
 
@@ -104,25 +117,63 @@ class _Source:
     class_names = ("a", "b")
 
 
-def test_what_an_object_says_reaches_the_user_as_it_said_it() -> None:
+def test_what_an_object_says_reaches_the_user_with_the_key_it_belongs_to() -> None:
     source = {"_target_": "geoseg.data.synthetic.SyntheticEarth", "kind": "coal"}
-    with pytest.raises(ValueError, match="^kind 'coal' is not drawn"):
-        build({"_target_": "geoseg.data.module.DataModule", "source": source})
+    with pytest.raises(ValueError, match=r"^data\.source: kind 'coal' is not drawn"):
+        build({"_target_": "geoseg.data.module.DataModule", "source": source}, "data")
+    with pytest.raises(ValueError, match=r"^data\.palette has 3 colours"):  # it names its key itself
+        build(
+            {
+                "_target_": "geoseg.data.module.DataModule",
+                "source": _Source(),
+                "palette": ["#000000", "#FFFFFF", "#FF0000"],
+            },
+            "data",
+        )
     partial = {"_target_": "geoseg.tasks.task.Fit", "_partial_": True, "epochs": 0}
-    with pytest.raises(ValueError, match="^method.task.fit.epochs must be 1 or more"):
-        build(partial)
+    with pytest.raises(ValueError, match=r"^method\.task\.fit: epochs must be 1 or more"):
+        build(partial, "method.task.fit")
     for more in ({}, {"_partial_": True}):
-        with pytest.raises(ValueError, match="Fit: .*unexpected keyword argument 'epoch'"):
-            build({"_target_": "geoseg.tasks.task.Fit", "epoch": 3, **more})
-        with pytest.raises(ValueError, match=r"DataModule: .*missing 1 required.*'source'"):
-            build({"_target_": "geoseg.data.module.DataModule", **more})
+        with pytest.raises(ValueError, match=r"^a\.b: .*Fit.*unexpected keyword argument 'epoch'"):
+            build({"_target_": "geoseg.tasks.task.Fit", "epoch": 3, **more}, "a.b")
+        with pytest.raises(ValueError, match=r"^a\.b: DataModule.*missing 1 required.*'source'"):
+            build({"_target_": "geoseg.data.module.DataModule", **more}, "a.b")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("strength", "abc", "strength=abc: a number is wanted"),
+        ("strength", True, "strength=True: a number is wanted"),
+        ("strength", None, "strength=null: a number is wanted"),
+        ("second_strength", "x", "second_strength=x: a number or null is wanted"),
+        ("steps", 2.5, "steps=2.5: a whole number is wanted"),
+        ("prompt", 8, "prompt=8: text is wanted"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_with_its_key(key: str, value: object, message: str) -> None:
+    node = {"_target_": "geoseg.predictors.img2img.Img2Img", "_partial_": True, "strength": 1, "second_strength": None}
+    check_types({"method": {"predictor": node}})
+    with pytest.raises(ValueError, match=rf"^method\.predictor\.{message}"):
+        check_types({"method": {"predictor": {**node, key: value}}})
+
+
+def test_types_are_found_above_a_class_and_through_lists() -> None:
+    task = {"_target_": "geoseg.tasks.denoising.DenoisingTask", "ema": 0.9, "lr": {"unet": 1e-4}, "fit": {}}
+    check_types([task])
+    with pytest.raises(ValueError, match=r"^\[1\]\.ema=much: a number or null"):  # declared by Task, which is above it
+        check_types([task, {**task, "ema": "much"}])
+    data = {"_target_": "geoseg.data.module.DataModule", "select": ["a", "b"]}
+    check_types(data)
+    with pytest.raises(ValueError, match=r"^select=4: text or a list"):
+        check_types({**data, "select": 4})
 
 
 def test_other_errors_are_not_hidden() -> None:
     with pytest.raises(Exception, match="ZeroDivisionError"):
-        build({"_target_": "tests.test_config.divide"})
+        build({"_target_": "tests.test_config.divide"}, "a")
     with pytest.raises(TypeError, match="concatenate"):
-        build({"_target_": "tests.test_config.mix", "_partial_": True})
+        build({"_target_": "tests.test_config.mix", "_partial_": True}, "a")
 
 
 def divide() -> float:

@@ -157,6 +157,36 @@ def test_wandb_that_does_not_start(
     assert said(caplog) == ["Weights & Biases is off for the rest of this run: no network"]
 
 
+def test_a_dead_network_is_waited_for_once(
+    tmp_path: Path,
+    wandb_logger: Callable[[], WandbLogger],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import wandb
+
+    asked = []
+    start = wandb.init
+
+    def init(**options: Any) -> Any:
+        asked.append(options["mode"])
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("no route")
+        return start(**options)
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(WandbLogger, "_unreachable", False)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with caplog.at_level(logging.WARNING, "geoseg"):
+        first = wandb_logger()
+        first.log_metrics({"train/loss": 0.5}, step=0)
+        first.close({})
+        wandb_logger().close({})
+    assert asked == ["online", "offline", "offline"]
+    assert len(said(caplog)) == 1 and "stay offline (no route)" in said(caplog)[0]
+    assert list((tmp_path / "run").rglob("*.wandb"))
+
+
 def test_wandb_that_is_not_installed(
     tmp_path: Path,
     wandb_logger: Callable[[], WandbLogger],

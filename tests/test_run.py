@@ -358,7 +358,7 @@ def job(
     def made(*overrides: str) -> Job:
         base = tiny_checkpoints if any(word.startswith("method=") for word in overrides) else tiny_run
         settings = plain(compose([*base, *overrides]))
-        data = build(settings["data"])
+        data = build(settings["data"], "data")
         data.prepare()
         return Job(settings, settings["method"], data)
 

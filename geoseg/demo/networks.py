@@ -139,13 +139,13 @@ def sam_config() -> dict[str, Any]:
     return {
         "image_size": PICTURE // 2,
         "patch_size": 4,
-        "embed_dim": 128,
-        "depth": 4,
-        "num_heads": 4,
+        "embed_dim": 192,
+        "depth": 6,
+        "num_heads": 6,
         "mlp_ratio": 3,
-        "global_attn_indexes": [1, 3],
+        "global_attn_indexes": [1, 3, 5],
         "window_size": 8,
-        "prompt_embed_dim": 64,
+        "prompt_embed_dim": 128,  # a mask is a weighted sum of an eighth as many pictures; 8 are too few for thin beds
         "transformer_num_heads": 4,
         "transformer_mlp_dim": 256,
         "iou_head_hidden_dim": 64,

@@ -33,7 +33,7 @@ class Clicks(Dataset[dict[str, Any]]):
     Args:
         split: the pictures; their targets are region maps.
         count: clicks per picture, N.
-        training: change pictures (see ``repaint`` and ``degrade``) and click small regions as often as large ones;
+        training: change pictures (see ``repaint`` and ``degrade``) and click small pieces as often as large ones;
             otherwise pictures stay as they are and every pixel is as likely to be clicked as any other.
         repaint: share of the pictures that are no label map and become one.
         seed: key of all randomness.
@@ -56,8 +56,9 @@ class Clicks(Dataset[dict[str, Any]]):
                 image = repaint(rng, regions)
             flip = (slice(None, None, int(rng.choice([-1, 1]))), slice(None, None, int(rng.choice([-1, 1]))))
             image, regions = image[flip], regions[flip]
-        rows, columns = self._points(rng, regions)
-        masks = np.stack([meant(image, regions, row, column) for row, column in zip(rows, columns, strict=True)])
+        found = pieces(image, regions)
+        rows, columns = self._points(rng, found)
+        masks = found[None] == found[rows, columns][:, None, None]
         if self.training:
             image = degrade(rng, image)
         return {
@@ -68,34 +69,47 @@ class Clicks(Dataset[dict[str, Any]]):
             "caption": item["caption"],
         }
 
-    def _points(self, rng: np.random.Generator, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows, columns = (rng.integers(0, side, self.count) for side in regions.shape)
+    def _points(self, rng: np.random.Generator, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows, columns = (rng.integers(0, side, self.count) for side in found.shape)
         if self.training:
-            present = np.unique(regions)
+            # every second click goes to any piece, and not to its rim: large ones would get nearly all otherwise
+            large_enough = np.flatnonzero(np.bincount(found.ravel()) >= SPECK)
             for i in range(0, self.count, 2):
-                inside = np.argwhere(regions == present[rng.integers(len(present))])
-                rows[i], columns[i] = inside[rng.integers(len(inside))]
+                inside = found == large_enough[rng.integers(len(large_enough))]
+                depth = ndimage.distance_transform_cdt(np.pad(inside, 1))[1:-1, 1:-1]
+                where = np.argwhere(depth > rng.uniform(0, depth.max()))
+                rows[i], columns[i] = where[rng.integers(len(where))]
         return rows, columns
 
 
-def meant(image: np.ndarray, regions: np.ndarray, row: int, column: int) -> np.ndarray:
-    """The region that a click means: the connected piece of ground around it that looks or is the same.
+SPECK = 9
+"""Training does not seek out pieces of fewer pixels: at half the picture's size they are two pixels or less."""
+
+
+def pieces(image: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """What a click can mean: the connected pieces of ground that look or are the same.
 
     Args:
-        image: [H, W, 3]; where a region has one flat colour, all that touches it in that colour belongs to it.
-        regions: [H, W].
-        row: of the click.
-        column: of the click.
+        image: [H, W, 3]; where regions have one flat colour, all that touches in that colour belongs together.
+        regions: [H, W], integers from 0.
 
     Returns:
-        bool [H, W].
+        int64 [H, W], pieces counted from 0 in the order of their first pixel's region.
     """
-    same = regions == regions[row, column]
-    looks_same = (image == image[row, column]).all(-1)
-    if looks_same[same].all():
-        same = looks_same
-    pieces, _ = ndimage.label(same)
-    found: np.ndarray = pieces == pieces[row, column]
+    same = np.empty(regions.shape, np.int64)
+    colours: dict[bytes, int] = {}
+    for region in np.unique(regions):
+        inside = regions == region
+        looks = image[inside]
+        flat = bool((looks == looks[0]).all())
+        kind = looks[0].tobytes() if flat else b"region %d" % region
+        same[inside] = colours.setdefault(kind, len(colours))
+    found = np.empty_like(same)
+    count = 0
+    for kind in range(len(colours)):
+        labels, more = ndimage.label(same == kind)
+        found[labels > 0] = labels[labels > 0] + (count - 1)
+        count += more
     return found
 
 

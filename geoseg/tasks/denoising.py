@@ -128,15 +128,13 @@ class DenoisingTask(Task):
             groups = lora.trainable(parts)
         super().__init__(groups=groups, seed=seed, **task)
         if crop % model.multiple:
-            raise ValueError(f"method.task.crop must be a multiple of {model.multiple} for this model, got {crop}")
+            raise ValueError(f"crop must be a multiple of {model.multiple} for this model, got {crop}")
         if paint and palette is None:
-            raise ValueError(
-                "method.task.paint=true needs a data set with classes; use paint=false to learn its images"
-            )
+            raise ValueError("paint=true needs a data set with classes; use paint=false to learn its images")
         if noise_offset < 0:
-            raise ValueError(f"method.task.noise_offset must not be negative, got {noise_offset}; 0 switches it off")
+            raise ValueError(f"noise_offset must not be negative, got {noise_offset}; 0 switches it off")
         if not 0 <= drop_caption < 1:
-            raise ValueError(f"method.task.drop_caption must lie in [0, 1), got {drop_caption}")
+            raise ValueError(f"drop_caption must lie in [0, 1), got {drop_caption}")
         self.model, self.palette, self.adapter = model, palette, adapter
         self.paint, self.caption, self.crop, self.flip = paint, caption, crop, flip
         self.drop_caption, self.noise_offset = drop_caption, noise_offset

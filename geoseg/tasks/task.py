@@ -42,9 +42,9 @@ class Fit:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "repeats", "accumulate", "validation_visits"):
             if getattr(self, name) < 1:
-                raise ValueError(f"method.task.fit.{name} must be 1 or more, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"method.task.fit.clip must be above 0, or null for no clipping; got {self.clip}")
+            raise ValueError(f"clip must be above 0, or null for no clipping; got {self.clip}")
 
 
 class TrainingDiverged(RuntimeError):
@@ -81,14 +81,14 @@ class Task(pl.LightningModule):
         super().__init__()
         rates = dict(lr) if isinstance(lr, Mapping) else dict.fromkeys(groups, float(lr))
         if set(rates) != set(groups):
-            raise ValueError(f"method.task.lr names the groups {sorted(rates)}, this model trains {sorted(groups)}")
+            raise ValueError(f"lr names the groups {sorted(rates)}, this model trains {sorted(groups)}")
         negative = {name: rate for name, rate in rates.items() if rate < 0}
         if negative:
             raise ValueError(f"a learning rate must not be negative, got {negative}; 0 leaves a group untrained")
         if not any(rates.values()):
             raise ValueError("every learning rate is 0, so nothing would be trained; use task=null to train nothing")
         if ema is not None and not 0 < ema < 1:
-            raise ValueError(f"method.task.ema must lie between 0 and 1, or be null; got {ema}")
+            raise ValueError(f"ema must lie between 0 and 1, or be null; got {ema}")
         self.groups = {name: list(params) for name, params in groups.items() if rates[name] > 0}
         for name, params in groups.items():
             for parameter in params:
@@ -131,6 +131,15 @@ class Task(pl.LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         losses = self.loss(batch)
         self.log("val/loss", losses.mean(), batch_size=len(losses))
+
+    def check(self, batches: int) -> None:
+        """Looks whether the schedule fits a training of so many batches, before anything is started.
+
+        Raises:
+            ValueError: what the schedule said.
+        """
+        stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        self._schedule(stand_in, -(-batches // self.fit.accumulate))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = [
