@@ -19,11 +19,26 @@ USAGE = """\
 geoseg: which way of segmenting my profiles works, with the few labels I have?
 
   geoseg demo                         the main job on embedded checkpoints and synthetic profiles, offline
-  geoseg run experiment=label_lora    train, predict, score, record; geoseg run --help lists every setting
+  geoseg run experiment=label_lora    train, predict, score, record
+  geoseg run --help                   groups and settings; with experiment=... before it, those of that experiment
   geoseg run -m ... seed=0,1,2        one run per combination
   geoseg report runs --to FOLDER      gather records into results.csv and one table
 
 geoseg COMMAND --help tells more. Results go to the folder runs.
+"""
+
+
+DEMO = """\
+geoseg demo [key=value ...]
+
+The main job on checkpoints and ground that travel with geoseg: a LoRA learns from four painted label maps, eight
+profiles are redrawn with it and refined, and everything is scored beside two controls and a U-Net. No network, no GPU;
+two to six minutes on two cores. It is short for
+
+  geoseg run experiment=label_lora data=synthetic checkpoints=demo trainer=auto
+
+and takes the same settings, such as seed=1, data.num_train=2 or method.predictor.strength=0.4; see
+geoseg run experiment=label_lora --help. Records and figures go to the folder runs.
 """
 
 
@@ -44,15 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(commands)}"
         print(f"geoseg: no command {words[0]!r}; {hint}", file=sys.stderr)
         return 2
-    return commands[words[0]](words[1:])
+    try:
+        code = commands[words[0]](words[1:])
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our words, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _demo(words: list[str]) -> int:
     """The main job with its defaults spelt out."""
     if any(word in ("-h", "--help") for word in words):
-        print(
-            "geoseg demo [key=value ...]: geoseg run experiment=label_lora data=synthetic checkpoints=demo trainer=auto"
-        )
+        print(DEMO)
         return 0
     return _run(["experiment=label_lora", "data=synthetic", "checkpoints=demo", "trainer=auto", *words])
 
@@ -61,8 +80,9 @@ def _report(words: list[str]) -> int:
     """Gathers records."""
     parser = argparse.ArgumentParser(
         "geoseg report",
-        description="Gathers records: one row per run and stage in FOLDER/results.csv, and the summary "
-        "table in FOLDER/README.md, where that file has the marks for it.",
+        description="Gathers records: one row per run and stage in FOLDER/results.csv, and a summary table over runs. "
+        "Where FOLDER holds a README.md, the table replaces what stands there between the lines "
+        "'<!-- table -->' and '<!-- end of table -->'; otherwise it is printed.",
     )
     parser.add_argument("runs", nargs="+", help="folders to search for record.json")
     parser.add_argument("--to", required=True, metavar="FOLDER", help="where results.csv is written")
@@ -200,6 +220,19 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
             raise ValueError(_suggest(str(error), known)) from None
 
 
+def _elsewhere(key: str) -> str:
+    """The option of a group that has this setting, as group=option; "" where none has it."""
+    from omegaconf import OmegaConf
+
+    from geoseg.config import conf_folder
+
+    group, _, rest = key.partition(".")
+    for path in sorted((conf_folder() / group).glob("**/*.yaml")):
+        if rest in _keys(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
+            return f"{group}={path.relative_to(conf_folder() / group).with_suffix('').as_posix()}"
+    return ""
+
+
 def _keys(node: Any, where: str = "") -> Any:
     if isinstance(node, dict):
         for name, value in node.items():
@@ -219,7 +252,10 @@ def _suggest(message: str, keys: list[str]) -> str:
         near = difflib.get_close_matches(key, keys, n=1, cutoff=0.75)
         last = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last, n=1, cutoff=0.75)
         found = near[0] if near else by_last[last[0]] if last else ""
-        hint = f"did you mean {found}?" if found else "geoseg run --help lists every setting"
+        hint = f"did you mean {found}?" if found else "geoseg run experiment=... --help lists those of an experiment"
+        other = _elsewhere(key)
+        if other:
+            hint = f"{other} has it, so add {other}"
         return f"there is no setting {key}; {hint}"
     wrong_option = re.search(r"Could not find '([^']+)'", message)
     options = re.search(r"Available options in '([^']+)':\n((?:\t.*\n?)+)", message)

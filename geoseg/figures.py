@@ -11,15 +11,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from torch import Tensor
 
 
-def draw_stages(pictures: Sequence[Mapping[str, Any]], path: Path, note: str = "") -> Path:
+def draw_stages(pictures: Sequence[Mapping[str, Any]], classes: Mapping[str, str], path: Path, note: str = "") -> Path:
     """One row per profile: the original, every stage in order, and the label (Figure 8 of Zhao and Ma 2025).
 
     Args:
         pictures: dicts with ``name``, ``original`` [C, H, W], ``stages`` (name to [3, H, W]) and ``label`` [3, H, W],
             all in [0, 1].
+        classes: name to colour "#RRGGBB".
         path: a .png to write.
         note: a line under the figure that says what the numbers stand on.
     """
@@ -36,6 +38,8 @@ def draw_stages(pictures: Sequence[Mapping[str, Any]], path: Path, note: str = "
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=10)
     figure.supxlabel(note, fontsize=7, color="0.4")
+    patches = [Patch(facecolor=colour, edgecolor="0.4", label=name) for name, colour in classes.items()]
+    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=7, frameon=False)
     return _write(figure, path)
 
 
@@ -59,7 +63,7 @@ def draw_training(metrics: Path, path: Path) -> Path:
         path: a .png to write.
     """
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    figure = Figure(figsize=(9, 3), layout="constrained")
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
     loss_axis, rate_axis = figure.subplots(1, 2)
     steps, losses = _series(lines, "train/loss")
     loss_axis.plot(steps, losses, lw=0.6, alpha=0.4, color="C0", label="each step")
@@ -71,11 +75,11 @@ def draw_training(metrics: Path, path: Path) -> Path:
     if len(steps):
         loss_axis.plot(steps, losses, "o-", color="C1", label="validation, fixed noise and timesteps")
     loss_axis.set(xlabel="step", ylabel="loss", title="loss")
-    loss_axis.legend(fontsize=7)
+    loss_axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
     for name in sorted({name for line in lines for name in line if name.startswith("lr/")}):
         rate_axis.plot(*_series(lines, name), label=name.removeprefix("lr/"))
     rate_axis.set(xlabel="step", ylabel="learning rate", yscale="log", title="learning rates")
-    rate_axis.legend(fontsize=7)
+    rate_axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
     return _write(figure, path)
 
 

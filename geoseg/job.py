@@ -202,7 +202,10 @@ class Job:
             if evaluation.pictures:
                 seed = self.settings["seed"]
                 note = f"{self.method['title']}, checkpoints={self._kind()}, seed {seed}, run {self.run_id}"
-                figures.insert(0, draw_stages(evaluation.pictures, self.folder / "figures" / "stages.png", note))
+                assert self.data.palette is not None
+                classes = dict(zip(self.data.source.class_names, self.data.palette.hex, strict=True))
+                stages = self.folder / "figures" / "stages.png"
+                figures.insert(0, draw_stages(evaluation.pictures, classes, stages, note))
         results["figures"] = [path.relative_to(self.folder).as_posix() for path in figures]
         return self._record(status="done", **results), figures
 
@@ -250,8 +253,7 @@ class Job:
             limit_val_batches=1.0 if len(self.data.val) else 0,
             num_sanity_val_steps=0,
         )
-        drawn = [len(one.items) * (plan.epochs // one.every) for one in callbacks if isinstance(one, Samples)]
-        progress.section(self.method["title"], sum(drawn))
+        progress.section(self.method["title"])
         started = time.perf_counter()
         try:
             trainer.fit(task, datamodule=self.data)
@@ -331,7 +333,7 @@ class Job:
             "experiment": self.settings["name"],
             "method": self.method["title"],
             "data": {
-                "name": type(data.source).__name__,
+                "name": data.source.title,
                 "fingerprint": data.fingerprint("train", "val", "test"),
                 "class_names": data.source.class_names,
                 **data.names,

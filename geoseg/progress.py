@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 
@@ -51,8 +52,8 @@ def display(enabled: bool = True, console: Console | None = None) -> Iterator[No
     columns = (
         TextColumn("{task.description:<26}"),
         BarColumn(),
-        _Count(),
-        _Rate(),
+        _Count(table_column=Column(no_wrap=True)),
+        _Rate(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
@@ -72,6 +73,16 @@ def scale(factor: float) -> Iterator[None]:
         yield
     finally:
         _factor.reset(token)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Hides what code inside expects and advances."""
+    token = _display.set(None)
+    try:
+        yield
+    finally:
+        _display.reset(token)
 
 
 def section(title: str, total: float | None = None) -> None:
@@ -100,7 +111,10 @@ def advance(name: str, amount: float = 1.0) -> None:
     if shown is not None:
         if name not in shown.tasks:
             expect(name, shown.total)
-        shown.bars.advance(shown.tasks[name], amount * _factor.get())
+        bar = shown.bars.tasks[shown.bars.task_ids.index(shown.tasks[name])]
+        done = bar.completed + amount * _factor.get()
+        # parts of an image add up to a little less or more than one
+        shown.bars.update(bar.id, completed=round(done) if abs(done - round(done)) < 1e-6 else done)
 
 
 def note(name: str, text: str) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -45,9 +45,10 @@ def main_table(records: Sequence[Mapping[str, Any]]) -> Table:
     first, *rivals = records
     controls = [record for record in rivals if not record["given"]["labels"]]
     trained = [record for record in rivals if record["given"]["labels"]]
+    count = len(first["data"]["test"])
     table = Table(
-        title=f"{first['experiment']}, seed {first['seed']}: {len(first['data']['test'])} test profiles, "
-        f"checkpoints={first['checkpoints']['kind']}",
+        title=f"{first['experiment']} on {first['data']['name']}, seed {first['seed']}: "
+        f"{count} test profile{'s' * (count != 1)}, checkpoints={first['checkpoints']['kind']}",
         caption="Dice loss on grey intensities, ↓ lower is better. Label map: first line as drawn, second line after "
         "the best one-to-one matching of classes, ↑ higher is better.",
         box=box.SIMPLE,
@@ -99,17 +100,22 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
     if "sam/masks" in first.get("facts", {}):
         facts = first["facts"]
         console.print(
-            f"Segment Anything found {facts['sam/masks']:.1f} masks per picture, which cover "
+            f"Segment Anything: {facts['sam/masks']:.3g} masks per picture on average, which cover "
             f"{facts['sam/coverage']:.0%} of it; the largest covers {facts['sam/largest']:.0%}"
         )
-    fits = folder.parent.parent / "fits" / str(first["fit_id"])
-    lines = [("record", folder / "record.json")]
-    lines += [("adapter", fits / "adapter" / file) for file in first.get("adapter", [])]
-    lines += [(f"figure {Path(figure).stem}", folder / figure) for figure in first.get("figures", [])]
+    runs = folder.parent
+    for record in records:
+        where = runs / str(record["run_id"])
+        lines = [("record", where / "record.json")]
+        fit = runs.parent / "fits" / str(record["fit_id"]) / "adapter"
+        lines += [("trained", fit / file) for file in record.get("adapter", [])]
+        lines += [(f"figure {Path(figure).stem}", where / figure) for figure in record.get("figures", [])]
+        console.print(record["method"], style="bold", highlight=False)
+        for what, path in lines:
+            console.print(f"  {what:<16} {path}", soft_wrap=True, highlight=False)
     minutes = sum(sum(record["minutes"].values()) for record in records)
-    for what, path in lines:
-        console.print(f"{what:<16} {path}", soft_wrap=True, highlight=False)
-    console.print(f"{'minutes':<16} {minutes:.1f} in all, {first['minutes']['fit']:.1f} of them training the adapter")
+    training = sum(record["minutes"]["fit"] for record in records)
+    console.print(f"{minutes:.1f} minutes in all, {training:.1f} of them training", highlight=False)
 
 
 def stage_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
@@ -190,53 +196,76 @@ REFERENCE = "input as is"
 
 
 def summary(records: Sequence[Mapping[str, Any]]) -> str:
-    """Finished records as one Markdown table: a row per method, its settings, what it was given and stage.
+    """Finished records as one Markdown table: a row per data set, method, what it was given and stage.
 
-    A row is a mean over runs that differ in nothing but seed, training samples and places; where methods of one name
-    were set differently, the row says how. The last columns hold the mean difference to ``input as is`` over
-    independent units (a unit's score is its mean over the runs that tested it), with a 95 % bootstrap interval over
-    units.
+    A row is a mean over runs that differ in nothing but seed, training samples and places; where data sets or methods
+    of one name were set differently, the row says how. The last columns hold the mean difference to ``input as is``
+    over independent units (a unit's score is its mean over the runs that tested it), with a 95 % bootstrap interval
+    over units. Runs that failed are named below the table.
     """
     done = [record for record in records if record["status"] == "done" and "units" in record]  # trained and tested
-    groups: dict[tuple[str, str, str, str], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
-    for record, method in zip(done, _told_apart(done), strict=True):
+    data_sets = _told_apart(done, "data", lambda record: (record["data"]["name"],))
+    methods = _told_apart(
+        done, "method", lambda record: (record["method"], given(record), record["checkpoints"]["kind"])
+    )
+    groups: dict[_Row, list[_Member]] = {}
+    for record, data, method in zip(done, data_sets, methods, strict=True):
         pairs = record["stages"] or {"": record["scores"]}
         units = record["stages_per_unit"] if record["stages"] else {"": record["per_unit"]}
         for stage, scores in pairs.items():
-            own = {"units": dict(zip(record["units"]["names"], _per_unit(units[stage]), strict=True))}
-            words = given(record).replace("\n", " ")
-            group = (method, stage, words, record["checkpoints"]["kind"])
-            groups.setdefault(group, []).append((scores, {**own, "record": record}))
-    controls: dict[str, list[tuple[Any, Mapping[str, Any]]]] = {}
-    for member in (member for members in groups.values() for member in members):
-        if member[1]["record"]["method"] == REFERENCE:
-            controls.setdefault(_data_set(member[1]["record"]), []).append(member)
-    references = {data: _unit_means(members) for data, members in controls.items()}
+            row = _Row(data, method, stage, given(record).replace("\n", " "), record["checkpoints"]["kind"])
+            own = dict(zip(record["units"]["names"], _per_unit(units[stage]), strict=True))
+            groups.setdefault(row, []).append(_Member(record, scores, own))
+    references: dict[str, dict[str, tuple[float, float]]] = {}
+    for data in data_sets:
+        controls = [members for row, members in groups.items() if row.data == data and row.method == REFERENCE]
+        references[data] = _unit_means([member for members in controls for member in members])
     titles = [title.replace("\n", " ") for title in CLASS.values()]
-    head = ["method", "given", "checkpoints", "runs", "Dice loss label-generated ↓"]
+    head = ["data", "method", "trained on", "checkpoints", "runs", "Dice loss label–generated ↓"]
     head += [f"{title} ↑" for title in titles] + [f"matched {title} ↑" for title in titles]
     head += ["Dice loss − input as is ↓", "matched IoU − input as is ↑"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (method, stage, words, kind), members in sorted(groups.items(), key=_order):
+    for row, members in sorted(groups.items(), key=_order):
         columns = ["dice_loss/label_generated", *CLASS, *(f"matched/{score}" for score in CLASS)]
-        row = [f"{method}: {stage}" if stage else method, words, kind, str(len(members))]
-        row += [_mean_deviation([scores.get(f"test/{name}") for scores, _ in members]) for name in columns]
-        mine = _unit_means(members)
-        record = members[0][1]["record"]
-        reference = references.get(_data_set(record), {})
-        row += [_difference(mine, reference, k) if record["method"] != REFERENCE else "" for k in (0, 1)]
-        lines.append("| " + " | ".join(row) + " |")
+        name = f"{row.method}: {row.stage}" if row.stage else row.method
+        cells = [row.data, name, row.given, row.checkpoints, str(len(members))]
+        cells += [_mean_deviation([member.scores.get(f"test/{column}") for member in members]) for column in columns]
+        mine, reference = _unit_means(members), references[row.data]
+        cells += [_difference(mine, reference, k) if row.method != REFERENCE else "" for k in (0, 1)]
+        lines.append("| " + " | ".join(cells) + " |")
+    failed = [record for record in records if record["status"] == "failed"]
+    if failed:
+        lines += ["", f"{len(failed)} of {len(records)} runs failed:", ""]
+        lines += [f"- {r['method']} `{r['run_id']}`: {str(r.get('error', '')).splitlines()[0]}" for r in failed]
     return "\n".join(lines) + "\n"
+
+
+class _Row(NamedTuple):
+    """What tells one row of the summary from another."""
+
+    data: str
+    method: str
+    stage: str
+    given: str
+    checkpoints: str
+
+
+class _Member(NamedTuple):
+    """One run's share in a row: its record, the scores of its stage, and two scores of every unit."""
+
+    record: Mapping[str, Any]
+    scores: Mapping[str, float | None]
+    units: Mapping[str, tuple[float | None, float | None]]
 
 
 _VARIED = re.compile(
     r"data\.(seed|root|source\.root|workers|batch_size|select|num_train)|method\.(.*\.)?seed|"
-    r"method\.(title|given\..*)|.*\.(path|path_or_id)"
+    r"method\.(title|given\..*)|.*\.(path|path_or_id|_partial_)"
 )
 """Settings that may differ between the runs of one row."""
 
 
-def _settings(record: Mapping[str, Any]) -> dict[str, str]:
+def _settings(record: Mapping[str, Any], part: str) -> dict[str, str]:
     """What decides a number besides seed and training samples, by its full name."""
     found: dict[str, str] = {}
 
@@ -245,49 +274,63 @@ def _settings(record: Mapping[str, Any]) -> dict[str, str]:
             for name, value in node.items():
                 walk(value, f"{where}.{name}")
         elif not _VARIED.fullmatch(where):
-            found[where] = str(node)
+            found[where] = "null" if node is None else str(node)
 
-    for part in ("data", "method"):
-        walk(record.get("config", {}).get(part), part)
+    walk(record.get("config", {}).get(part), part)
     return found
 
 
-def _data_set(record: Mapping[str, Any]) -> str:
-    """Units of one name are one and the same where this is."""
-    return repr(sorted(item for item in _settings(record).items() if item[0].startswith("data.source.")))
-
-
-def _told_apart(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every record's method, with the settings in which it differs from others of the same name."""
-    groups = [(record["method"], given(record), record["checkpoints"]["kind"]) for record in records]
-    settings = [_settings(record) for record in records]
+def _told_apart(
+    records: Sequence[Mapping[str, Any]], part: str, called: Callable[[Mapping[str, Any]], tuple[str, ...]]
+) -> list[str]:
+    """Every record's data set or method, with the settings in which it differs from others that are called the same."""
+    settings = [_settings(record, part) for record in records]
     names = []
-    for group, mine in zip(groups, settings, strict=True):
-        others = [other for other, theirs in zip(settings, groups, strict=True) if theirs == group]
-        keys = {key for other in others for key in other.keys() | mine.keys() if other.get(key) != mine.get(key)}
-        told = ", ".join(f"{key.removeprefix('method.')}={mine.get(key)}" for key in sorted(keys))
-        names.append(f"{group[0]} ({told})" if told else group[0])
+    for record, mine in zip(records, settings, strict=True):
+        others = [theirs for other, theirs in zip(records, settings, strict=True) if called(other) == called(record)]
+        told: dict[str, str] = {}
+        for key in sorted({key for other in others for key in other.keys() ^ mine.keys()} | _differing(mine, others)):
+            # an object that stands where others have none is told as a whole, not setting by setting
+            whole = next((up for up in _above(key) if any(up in other for other in others)), key)
+            value = mine.get(f"{whole}._target_", mine.get(whole, ""))
+            if value:
+                is_object = whole.endswith("._target_") or whole not in mine
+                told[whole.removesuffix("._target_")] = value.rpartition(".")[2] if is_object else value
+        short = [key.rpartition(".")[2] for key in told]
+        told = {last if short.count(last) == 1 else key: told[key] for key, last in zip(told, short, strict=True)}
+        words = ", ".join(f"{key}={value}" for key, value in told.items())
+        names.append(f"{called(record)[0]} ({words})" if words else called(record)[0])
     return names
 
 
-def _order(group: tuple[tuple[str, str, str, str], Sequence[tuple[Any, Mapping[str, Any]]]]) -> tuple[Any, ...]:
-    """Controls first, then methods by name and number of labels, stages in the order they were drawn."""
-    (method, stage, _, kind), members = group
-    record = members[0][1]["record"]
+def _differing(mine: Mapping[str, str], others: Sequence[Mapping[str, str]]) -> set[str]:
+    return {key for other in others for key in other.keys() & mine.keys() if other[key] != mine[key]}
+
+
+def _above(key: str) -> list[str]:
+    """a.b.c: a, a.b"""
+    return [key[:i] for i, letter in enumerate(key) if letter == "."]
+
+
+def _order(group: tuple[_Row, Sequence[_Member]]) -> tuple[Any, ...]:
+    """Data sets by name; in each controls first, then methods by name and labels, their stages as they were drawn."""
+    row, members = group
+    record = members[0].record
     labels = record["given"]["labels"]
-    return bool(labels), method, labels, kind, list(record["stages"]).index(stage) if stage else 0
+    stage = list(record["stages"]).index(row.stage) if row.stage else 0
+    return row.data, bool(labels), row.method, labels, row.checkpoints, stage
 
 
 def _per_unit(scores: Mapping[str, Sequence[float | None]]) -> list[tuple[float | None, float | None]]:
     return list(zip(scores["test/dice_loss/label_generated"], scores["test/matched/iou/mean"], strict=True))
 
 
-def _unit_means(members: Sequence[tuple[Any, Mapping[str, Any]]]) -> dict[str, tuple[float, float]]:
+def _unit_means(members: Sequence[_Member]) -> dict[str, tuple[float, float]]:
     seen: dict[str, list[tuple[float, float]]] = {}
-    for _, extra in members:
-        for unit, pair in extra["units"].items():
-            if None not in pair:
-                seen.setdefault(unit, []).append(pair)
+    for member in members:
+        for unit, (loss, overlap) in member.units.items():
+            if loss is not None and overlap is not None:
+                seen.setdefault(unit, []).append((loss, overlap))
     return {unit: (fmean(p[0] for p in pairs), fmean(p[1] for p in pairs)) for unit, pairs in seen.items()}
 
 

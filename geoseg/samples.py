@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from geoseg import progress
 from geoseg.data.module import DataModule
 from geoseg.figures import draw_samples
 from geoseg.loggers import WandbLogger
@@ -30,6 +31,11 @@ class Samples(pl.Callback):
         self.predictor, self.items, self.every, self.per_epoch = predictor, items, every, per_epoch
         self.folder, self.data, self.wandb = folder, data, wandb
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        times = int(trainer.num_training_batches) // (self.per_epoch * self.every)
+        if times:
+            progress.expect("samples", times * len(self.items))
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -40,7 +46,9 @@ class Samples(pl.Callback):
         pl_module.eval()
         image = torch.stack([item["image"] for item in self.items]).to(pl_module.device)
         generators = [stream(0, "sample", item["name"]) for item in self.items]
-        prediction = self.predictor.predict(image, generators)
+        with progress.silent():  # its own bars would look like those of the test
+            prediction = self.predictor.predict(image, generators)
+        progress.advance("samples", len(self.items))
         for module, was in training:
             module.training = was
         palette = self.data.palette

@@ -11,6 +11,7 @@ import matplotlib.axes
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +31,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+CLASSES = {"rock": "#FF0000", "salt": "#123456"}
+
+
 def grid(figure: Any, columns: int) -> list[list[np.ndarray]]:
     """The pictures of a figure, row by row."""
     shown = [np.asarray(axis.images[0].get_array()) for axis in figure.axes]
@@ -45,7 +49,7 @@ def test_a_row_per_profile_and_a_column_per_stage(tmp_path: Path, drawn: list[An
         {"name": "a", "original": GREY, "stages": {"pass 1": RED, "refined": GREEN}, "label": BLUE},
         {"name": "b", "original": BLUE, "stages": {"pass 1": GREEN, "refined": RED * 1.5}, "label": RED},
     ]
-    path = draw_stages(pictures, tmp_path / "figures" / "stages.png", note="checkpoints=demo")
+    path = draw_stages(pictures, CLASSES, tmp_path / "figures" / "stages.png", note="checkpoints=demo")
     rows = grid(drawn[0], 4)
     wanted = [[GREY, RED, GREEN, BLUE], [BLUE, GREEN, RED, RED]]
     for row, want in zip(rows, wanted, strict=True):
@@ -54,6 +58,9 @@ def test_a_row_per_profile_and_a_column_per_stage(tmp_path: Path, drawn: list[An
     assert [axis.get_title() for axis in drawn[0].axes[:4]] == ["original", "pass 1", "refined", "label"]
     assert [drawn[0].axes[i].get_ylabel() for i in (0, 4)] == ["a", "b"]
     assert drawn[0].get_supxlabel() == "checkpoints=demo"
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["rock", "salt"]
+    assert [to_hex(patch.get_facecolor()) for patch in legend.get_patches()] == ["#ff0000", "#123456"]
     assert [p.name for p in path.parent.iterdir()] == ["stages.png"]
     with Image.open(path) as picture:
         colours = {
@@ -65,8 +72,8 @@ def test_a_row_per_profile_and_a_column_per_stage(tmp_path: Path, drawn: list[An
 def test_pictures_of_different_sizes_fit_into_one_figure(tmp_path: Path) -> None:
     tall = {"name": "t", "original": GREY[:, :, :4], "stages": {"s": RED[:, :, :4]}, "label": BLUE[:, :, :4]}
     wide = {"name": "w", "original": GREY, "stages": {"s": RED}, "label": BLUE}
-    draw_stages([tall, wide], tmp_path / "a.png")
-    draw_stages([wide], tmp_path / "b.png")
+    draw_stages([tall, wide], CLASSES, tmp_path / "a.png")
+    draw_stages([wide], CLASSES, tmp_path / "b.png")
     with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
         assert a.height > b.height
 

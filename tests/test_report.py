@@ -55,7 +55,7 @@ def record(
         "fit_id": "f1",
         "experiment": "asked",
         "method": method,
-        "data": {"name": "SyntheticEarth", "train": [f"t{i}" for i in range(4)], "val": [], "test": names},
+        "data": {"name": "earth", "train": [f"t{i}" for i in range(4)], "val": [], "test": names},
         "num_train": 4,
         "checkpoints": {"kind": kind},
         "seed": seed,
@@ -92,7 +92,7 @@ def printed(records: list[dict[str, Any]]) -> list[str]:
 
 def test_the_table_of_a_run() -> None:
     lines = printed(RUN)
-    assert lines[0].strip() == "asked, seed 0: 5 test profiles, checkpoints=demo"
+    assert lines[0].strip() == "asked on earth, seed 0: 5 test profiles, checkpoints=demo"
     starts = {
         "input as is": 0.4,
         "without LoRA": 0.5,
@@ -128,11 +128,13 @@ def test_what_is_printed_after_a_run() -> None:
     facts = {"sam/masks": 12.34, "sam/coverage": 0.5, "sam/largest": 0.123}
     print_run([{**RUN[0], "facts": facts}, *RUN[1:]], Path("runs/asked/l04"), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "found 12.3 masks per picture, which cover 50% of it; the largest covers 12%" in text
-    assert "runs/asked/l04/record.json" in text
+    assert "12.3 masks per picture on average, which cover 50% of it; the largest covers 12%" in text
+    assert [line for line in text.splitlines() if "record.json" in line] == [
+        f"  record           runs/asked/{run}/record.json" for run in ("l04", "i00", "w00", "U04")
+    ]
     assert "runs/fits/f1/adapter/pytorch_lora_weights.safetensors" in text
     assert "figure stages    runs/asked/l04/figures/stages.png" in text
-    assert "8.0 in all, 1.5 of them training the adapter" in text
+    assert "8.0 minutes in all, 6.0 of them training" in text
 
 
 def test_what_is_printed_after_a_training_that_is_not_tested() -> None:
@@ -178,12 +180,12 @@ def test_records_are_found_and_put_in_order(tmp_path: Path) -> None:
 
 
 def cells(records: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Rows of the summary by their first two or three cells."""
-    lines = summary(records).splitlines()
+    """Rows of the summary by their cells up to the checkpoints."""
+    lines = [line for line in summary(records).splitlines() if line.startswith("|")]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert len({len(row) for row in rows}) == 1
-    assert rows[0][:4] == ["method", "given", "checkpoints", "runs"]
-    made = {", ".join(row[:3]): row[3:] for row in rows[2:]}
+    assert rows[0][:5] == ["data", "method", "trained on", "checkpoints", "runs"]
+    made = {", ".join(row[:4]).removeprefix("earth, "): row[4:] for row in rows[2:]}
     assert len(made) == len(rows) - 2
     return made
 
@@ -219,17 +221,44 @@ def test_runs_that_were_set_differently_are_not_averaged() -> None:
 
     rows = cells([made(seed=0), made(seed=1), made(strength=0.4)])
     assert {name: row[0] for name, row in rows.items()} == {
-        "label LoRA (predictor.strength=0.4), 4 label maps alone, demo": "1",
-        "label LoRA (predictor.strength=0.5), 4 label maps alone, demo": "2",
+        "label LoRA (strength=0.4), 4 label maps alone, demo": "1",
+        "label LoRA (strength=0.5), 4 label maps alone, demo": "2",
     }
     # units of one name in two data sets are compared with their own control
     controls = [made("salt", method="input as is", labels=0), made(method="input as is", start=0.6, labels=0)]
     rows = cells([*controls, made("salt", start=0.4), made(start=0.4)])
-    assert {name.split(",")[0]: row[-1].split()[0] for name, row in rows.items() if "LoRA" in name} == {
-        "label LoRA (data.source.kind=facies)": "-0.200",
-        "label LoRA (data.source.kind=salt)": "+0.300",
+    assert {name.split(", 4")[0]: row[-1].split()[0] for name, row in rows.items() if "LoRA" in name} == {
+        "earth (kind=facies), label LoRA": "-0.200",
+        "earth (kind=salt), label LoRA": "+0.300",
     }
     assert [row[-1] for name, row in rows.items() if "input as is" in name] == ["", ""]
+
+
+def test_an_object_that_others_leave_out_is_told_as_a_whole() -> None:
+    def made(sam: Any, prompt: str = "a") -> dict[str, Any]:
+        method = {"wrappers": {"sam": sam}, "predictor": {"_target_": f"x.{prompt}", "steps": 3}}
+        return record(config={"method": method, "data": {}})
+
+    with_sam = {"_target_": "geoseg.predictors.sam_refined.SamRefined", "points_per_side": 4, "crop_n_layers": 0}
+    assert [name.split(", 4")[0] for name in cells([made(with_sam), made(None)])] == [
+        "label LoRA (sam=SamRefined)",
+        "label LoRA (sam=null)",
+    ]
+    coarser = {**with_sam, "points_per_side": 2}
+    assert [name.split(", 4")[0] for name in cells([made(with_sam), made(coarser)])] == [
+        "label LoRA (points_per_side=2)",
+        "label LoRA (points_per_side=4)",
+    ]
+    assert [name.split(", 4")[0] for name in cells([made(None), made(None, "b")])] == [
+        "label LoRA (predictor=a)",
+        "label LoRA (predictor=b)",
+    ]
+
+
+def test_runs_that_failed_are_named() -> None:
+    text = summary([record(), failed()])
+    assert "1 of 2 runs failed:" in text
+    assert "- label LoRA `l74`: ValueError: no" in text
 
 
 def test_the_summary_compares_unit_by_unit() -> None:
@@ -279,7 +308,7 @@ def test_the_table_in_a_readme_is_replaced_and_nothing_else(tmp_path: Path) -> N
         text = readme.read_text()
         assert text.startswith("# Question\n\n<!-- table -->\n")
         assert text.endswith("<!-- end of table -->\n\nVerdict.\n")
-        assert text.count("| label LoRA |") == 1
+        assert text.count("| earth | label LoRA |") == 1
         assert "old" not in text
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="around its table"):

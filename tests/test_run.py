@@ -172,13 +172,13 @@ def test_numbers_of_the_training_are_kept(finished: SimpleNamespace) -> None:
 
 def test_the_terminal_shows_bars_with_rates_and_the_table(finished: SimpleNamespace) -> None:
     shown = finished.shown
-    for words in ("label LoRA: training", "4/4 step", "label LoRA: generation", "label LoRA: refinement", "2/2 image"):
+    for words in ("label LoRA: training", "4/4 step", "label LoRA: generation", "label LoRA: refinement", "label LoRA: samples", "4/4 image"):
         assert words in shown
     assert "step/s" in shown or "s/step" in shown
     assert "/?" not in shown
     assert "U-Net: prediction" in shown
     names = ("input as is", "without LoRA", "pass 1", "pass 2", "refined", "U-Net")
-    table = shown[shown.index("label_lora, seed 0: 2 test profiles, checkpoints=local") :]
+    table = shown[shown.index("label_lora on synthetic facies, seed 0: 2 test profiles, checkpoints=local") :]
     places = [table.index(f"\n  {name}") for name in names]
     assert places == sorted(places)
     assert "2 label maps alone" in table
@@ -238,7 +238,7 @@ def test_the_same_command_again_does_nothing(finished: SimpleNamespace, monkeypa
             == 0
         )
     assert times(finished.folder) == before
-    table = finished.shown[finished.shown.index("label_lora, seed 0") :]
+    table = finished.shown[finished.shown.index("label_lora on synthetic facies, seed 0") :]
     assert shown.getvalue().strip() == table.strip()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from geoseg.types import IGNORE, Sample
+
+log = logging.getLogger("geoseg")
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 SHOWN = 10
@@ -48,13 +51,10 @@ class ProfileFolder:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise ValueError(f"data.root={root} is no folder; give the one that holds '{images}' and '{labels}'")
+        self.title = self.root.resolve().name
         self._images = self._stems(self.root / images, "data.source.images")
         self._labels = self._stems(self.root / labels, "data.source.labels")
-        lonely = [f"{self._images[stem].name}: no label map" for stem in sorted(self._images.keys() - self._labels)]
-        lonely += [f"{self._labels[stem].name}: no profile" for stem in sorted(self._labels.keys() - self._images)]
-        if lonely:
-            raise ValueError(_listed(f"profiles and label maps in {self.root} do not pair up by file name", lonely))
-        self.names = sorted(self._images)
+        self.names = sorted(self._images.keys() & self._labels.keys())
         self._values = None if label_values is None else list(label_values)
         if self._values is not None:
             self.num_classes = len(self._values)
@@ -62,6 +62,7 @@ class ProfileFolder:
             self.num_classes = num_classes
         else:
             self.num_classes = self._largest_label() + 1
+        self._check_pairs()
         if self.num_classes < 2:
             raise ValueError(
                 f"the label maps in {self.root / labels} hold one class only (255 counts as ignore); two or more are "
@@ -93,32 +94,46 @@ class ProfileFolder:
         Raises:
             ValueError: lists the first ten offenders.
         """
+        wrong = self._faults(names)
+        if wrong:
+            raise ValueError(_listed(f"{len(wrong)} of the samples in {self.root} cannot be used", wrong))
+
+    def _check_pairs(self) -> None:
+        """Whoever has to mend file names hears at once what else is wrong."""
+        alone = [f"{self._images[stem].name}: no label map" for stem in sorted(self._images.keys() - self._labels)]
+        alone += [f"{self._labels[stem].name}: no profile" for stem in sorted(self._labels.keys() - self._images)]
+        if alone:
+            wrong = alone + self._faults(self.names)
+            raise ValueError(_listed(f"profiles and label maps in {self.root} do not pair up by file name", wrong))
+
+    def _faults(self, names: Sequence[str]) -> list[str]:
         wrong: list[str] = []
         seen: dict[bytes, str] = {}
+        known = set(self._values) if self._values is not None else set(range(self.num_classes))
         for name in names:
+            profile, label = self._images[name].name, self._labels[name].name
             try:
                 image, target = _picture(self._images[name]), _label(self._labels[name])
             except ValueError as error:
                 wrong.append(str(error))
                 continue
             if image.shape[:2] != target.shape:
-                height, width = image.shape[:2]
                 wrong.append(
-                    f"{name}: the profile is {height} x {width}, its label map {target.shape[0]} x {target.shape[1]}"
+                    f"{profile}: {image.shape[0]} pixels high and {image.shape[1]} wide, but its label map {label} is "
+                    f"{target.shape[0]} high and {target.shape[1]} wide; they must have one size"
                 )
-            known = set(self._values) if self._values is not None else set(range(self.num_classes))
             strange = sorted(set(np.unique(target).tolist()) - known - {IGNORE})
             if strange:
+                values = ", ".join(map(str, strange[:SHOWN])) + ", ..." * (len(strange) > SHOWN)
                 wrong.append(
-                    f"{name}: label values {strange[:SHOWN]} are none of the {self.num_classes} classes; "
-                    "set data.source.num_classes, or data.source.label_values to the value of each class"
+                    f"{label}: label values {values} are none of the {self.num_classes} classes; set "
+                    "data.source.num_classes, or data.source.label_values to the value of each class in order"
                 )
             content = hashlib.sha256(image.tobytes()).digest()
             if content in seen:
-                wrong.append(f"{name}: the same picture as {seen[content]}; a copy would leak between the splits")
-            seen.setdefault(content, name)
-        if wrong:
-            raise ValueError(_listed(f"{len(wrong)} of the samples in {self.root} cannot be used", wrong))
+                wrong.append(f"{profile}: the same picture as {seen[content]}; a copy would leak between the splits")
+            seen.setdefault(content, profile)
+        return wrong
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """Hash of names, file contents and what label values mean."""
@@ -132,9 +147,15 @@ class ProfileFolder:
     def _stems(self, folder: Path, option: str) -> dict[str, Path]:
         if not folder.is_dir():
             raise ValueError(f"{folder} is no folder; {option} names the one inside data.root={self.root}")
-        found = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES]
+        files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+        found = [path for path in files if path.suffix.lower() in SUFFIXES]
+        others = [path.name for path in files if path not in found]
         if not found:
-            raise ValueError(f"{folder} holds no picture ({', '.join(SUFFIXES)})")
+            holds = f"only {', '.join(others[:SHOWN])}" if others else "nothing"
+            raise ValueError(f"{folder} holds no picture ({', '.join(SUFFIXES)}), {holds}")
+        if others:
+            more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+            log.warning("%s: left out, since they are no pictures: %s%s", folder, ", ".join(others[:SHOWN]), more)
         stems: dict[str, Path] = {}
         for path in found:
             if path.stem in stems:

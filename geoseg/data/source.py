@@ -12,12 +12,14 @@ class Source(Protocol):
     """A readable collection of labelled pictures.
 
     Attributes:
+        title: what tables call the data set.
         names: sample ids, all different, in a fixed order.
         num_classes: K.
         class_names: K names.
         unit: what an independent unit is, such as "section" or "image"; intervals resample these.
     """
 
+    title: str
     names: list[str]
     num_classes: int
     class_names: list[str]

@@ -63,6 +63,7 @@ class Drawn(ABC):
     """What all drawn sources share: a size, a seed, and names such as ``train_0000`` that say which number to draw.
 
     Args:
+        title: what tables call the data set.
         counts: how many samples each split has.
         digits: length of the number in a name.
         size: height and width, pixels.
@@ -72,8 +73,16 @@ class Drawn(ABC):
     """
 
     def __init__(
-        self, counts: dict[str, int], digits: int, size: int, seed: int, unit: str, classes: Sequence[str]
+        self,
+        title: str,
+        counts: dict[str, int],
+        digits: int,
+        size: int,
+        seed: int,
+        unit: str,
+        classes: Sequence[str],
     ) -> None:
+        self.title = title
         self.counts, self.digits, self.size, self.seed, self.unit = counts, digits, size, seed, unit
         self.names = [f"{split}_{number:0{digits}d}" for split, count in counts.items() for number in range(count)]
         self.class_names = list(classes)
@@ -141,7 +150,7 @@ class SyntheticEarth(Drawn):
             raise ValueError(f"kind {kind!r} is not drawn; choose one of {', '.join(KINDS)}")
         self.kind = kind
         counts = {"train": train, "val": val, "test": test}
-        super().__init__(counts, 4, size, seed, KINDS[kind].scene, KINDS[kind].class_names)
+        super().__init__(f"synthetic {kind}", counts, 4, size, seed, KINDS[kind].scene, KINDS[kind].class_names)
 
     def read(self, name: str) -> Sample:
         """Draws one sample: image uint8 [size, size], target uint8 [size, size] with class indices."""
@@ -268,7 +277,7 @@ class Corpus(Drawn):
     """
 
     def __init__(self, count: int, size: int = 128, seed: int = 0, val: int = 64) -> None:
-        super().__init__({"train": count, "val": val}, 6, size, seed, "image", ())
+        super().__init__("synthetic corpus", {"train": count, "val": val}, 6, size, seed, "image", ())
 
     def read(self, name: str) -> Sample:
         """Draws one picture: image uint8 [size, size, 3], target uint8 [size, size] with its regions, and a caption."""

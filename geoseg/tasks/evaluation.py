@@ -101,7 +101,7 @@ class EvaluationTask(pl.LightningModule):
                 {
                     "name": batch["name"][i],
                     "original": batch["image"][i].cpu(),
-                    "stages": stages or {"answer": answer[i].float().cpu()},
+                    "stages": stages or {"prediction": answer[i].float().cpu()},
                     "label": label_picture[i].cpu(),
                 }
             )

@@ -133,7 +133,7 @@ def test_label_values_give_classes_in_order(tmp_path: Path) -> None:
     # a mask of 0 and 255, of which 255 is no longer "ignore"
     both = ProfileFolder(str(tmp_path), label_values=[0, 255])
     assert both.read("line0").target.tolist() == [[0, 1, IGNORE], [IGNORE, 0, 1]]
-    with pytest.raises(ValueError, match=r"label values \[128\] are none of the 2 classes"):
+    with pytest.raises(ValueError, match=r"label values 128 are none of the 2 classes"):
         both.check(both.names)
 
 
@@ -180,6 +180,25 @@ def test_what_has_no_partner_is_named(tmp_path: Path) -> None:
     ]
 
 
+def test_what_else_is_wrong_is_told_with_what_has_no_partner(tmp_path: Path) -> None:
+    folder(tmp_path, count=4)
+    (tmp_path / "labels" / "line1.png").unlink()
+    (tmp_path / "images" / "line2.png").write_bytes(b"torn")
+    with pytest.raises(ValueError, match="do not pair up by file name") as error:
+        ProfileFolder(str(tmp_path))
+    assert [line.split(":")[0] for line in str(error.value).splitlines()[1:]] == ["  line1.png", "  line2.png"]
+
+
+def test_files_that_are_no_pictures_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder(tmp_path, count=4)
+    (tmp_path / "images" / "volume.sgy").write_bytes(b"")
+    (tmp_path / "images" / ".hidden").write_bytes(b"")
+    ProfileFolder(str(tmp_path))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path / 'images'}: left out, since they are no pictures: volume.sgy"
+    ]
+
+
 def test_two_pictures_of_one_name(tmp_path: Path) -> None:
     folder(tmp_path)
     Image.new("L", (8, 6)).save(tmp_path / "images" / "line1.bmp")
@@ -213,8 +232,8 @@ def test_every_kind_of_broken_picture_at_once(tmp_path: Path) -> None:
         "line0.png: not a picture, whatever its name says; replace it",
         "line1.png: unreadable or truncated (",
         "line2.png: not a picture",
-        "line3: the profile is 40 x 40, its label map 39 x 40",
-        "line4: label values [9] are none of the 3 classes; set data.source.num_classes, or data.source.label_values",
+        "line3.png: 40 pixels high and 40 wide, but its label map line3.png is 39 high and 40 wide",
+        "line4.png: label values 9 are none of the 3 classes; set data.source.num_classes, or data.source.label_values",
         "line5.png: a label map holds one 8-bit value per pixel (class index), this one is RGB",
     ):
         assert f"\n  {line}" in said
@@ -254,7 +273,9 @@ def test_the_same_picture_in_train_and_test_would_leak(tmp_path: Path) -> None:
     picture = Image.open(tmp_path / "images" / "line4.png")
     picture.save(tmp_path / "images" / "line1.png", compress_level=0)  # other bytes, same pixels
     data = DataModule(ProfileFolder(str(tmp_path)), num_train=3)
-    with pytest.raises(ValueError, match=r"line\d: the same picture as line\d; a copy would leak between the splits"):
+    with pytest.raises(
+        ValueError, match=r"line\d.png: the same picture as line\d.png; a copy would leak between the splits"
+    ):
         data.prepare()
 
 

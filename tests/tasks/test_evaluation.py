@@ -171,8 +171,8 @@ def test_what_only_labels_is_painted_for_the_intensity_scores() -> None:
     answers = [PALETTE.paint(PALETTE.decode(pair[1][None]).argmax(1))[0] for pair in predictor.pictures]
     losses = [grey_dice_loss(data.test[i]["image"], answers[i]) for i in range(5)]
     assert task.scores["test/dice_loss/original_generated"] == pytest.approx(np.mean(losses), rel=1e-5)
-    assert [list(picture["stages"]) for picture in task.pictures] == [["answer"]] * 5
-    assert torch.equal(task.pictures[3]["stages"]["answer"], answers[3])
+    assert [list(picture["stages"]) for picture in task.pictures] == [["prediction"]] * 5
+    assert torch.equal(task.pictures[3]["stages"]["prediction"], answers[3])
 
 
 @pytest.mark.parametrize("keep", [0, 3, 9])
