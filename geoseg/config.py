@@ -208,7 +208,11 @@ def identity(*parts: Any) -> str:
 
 
 def weights_of(method: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Names and digests of every checkpoint that a method reads."""
+    """Names and digests of every checkpoint that a method reads.
+
+    Raises:
+        ValueError: a file or folder is not there; told before anything is read or fetched.
+    """
     ids: dict[str, str] = {}
     hashes: dict[str, str] = {}
 
@@ -217,6 +221,8 @@ def weights_of(method: Mapping[str, Any]) -> dict[str, dict[str, str]]:
             for name, value in node.items():
                 if name in ("path", "path_or_id") and isinstance(value, str):
                     path = Path(value).expanduser()
+                    if name == "path" and not path.exists():
+                        raise ValueError(f"{where}.{name}={value}: there is no such file or folder")
                     ids[where] = path.name if path.exists() else value
                     hashes[where] = digest(path) if path.exists() else f"{value}, revision {node.get('revision')}"
                 else:

@@ -84,7 +84,10 @@ class Job:
     def __post_init__(self) -> None:
         method, data = self.method, self.data
         self.precision = _precision(self.settings["trainer"])
-        self.weights = weights_of(method)
+        try:
+            self.weights = weights_of(method)
+        except ValueError as error:
+            raise ValueError(f"{self.where}.{error}") from None
         base = {
             "seed": self.settings["seed"],
             "model": method["model"],

@@ -137,6 +137,7 @@ def test_the_check_takes_what_is_right() -> None:
         (["data.source.kind=coal"], "kind 'coal' is not drawn"),
         (["+method.predictor.foo=1"], "unexpected keyword argument 'foo'"),
         (["checkpoints.stable_diffusion.path_or_id=./nothing"], "there is no folder './nothing'"),
+        (["checkpoints.sam.path=sam.pth"], "method.wrappers.sam.sam.path=sam.pth: there is no such file or folder"),
         (["checkpoints.sam.path=???"], "needs a value for checkpoints.sam.path"),
         (["data=profiles", "~data.source.size", "data.root=nowhere"], "data.root=nowhere is no folder"),
         # objects from elsewhere

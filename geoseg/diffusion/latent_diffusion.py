@@ -97,9 +97,9 @@ class LatentDiffusion(nn.Module):
                 config = DDIMScheduler.load_config(where, subfolder="scheduler", **options)
             except OSError as error:
                 raise ValueError(
-                    f"cannot read {where!r} as a StableDiffusionPipeline: {error}. It is neither a folder here nor, as "
-                    "far as this machine can reach, an id on the Hugging Face hub with safetensors weights; check the "
-                    "spelling, the network, or fetch the folder first"
+                    f"cannot read {where!r} as a StableDiffusionPipeline: {str(error).rstrip('. ')}. It is neither a "
+                    "folder here nor, as far as this machine can reach, an id on the Hugging Face hub with safetensors "
+                    "weights at that revision; check the spelling, the network, or fetch the folder first"
                 ) from error
         scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         return cls(vae, unet, text, tokenizer, scheduler)

@@ -90,12 +90,6 @@ class Img2Img(nn.Module):
         self._embedded: tuple[Any, Tensor] | None = None
         if adapter_names(model.parts()):
             self._parse()  # a wrong tag is better found before the training than after it
-        for number, share in enumerate(self.strengths, start=1):
-            if not steps_run(steps, share):
-                self._note(
-                    f"pass {number} runs int({steps} * {share}) = 0 steps and only passes the picture through the "
-                    "autoencoder; raise steps or strength"
-                )
 
     @property
     def num_classes(self) -> int:
@@ -133,6 +127,11 @@ class Img2Img(nn.Module):
             picture = image.expand(-1, 3, -1, -1)
             stages: dict[str, Tensor] = {}
             for number, strength in enumerate(self.strengths, start=1):
+                if not steps_run(self.steps, strength):
+                    self._note(
+                        f"pass {number} runs int({self.steps} * {strength}) = 0 steps and only passes the picture "
+                        "through the autoencoder; raise steps or strength"
+                    )
                 picture = self._redraw(picture, condition, strength, generator)
                 stages[f"pass {number}"] = picture
             return Prediction(probs=self.palette.decode(picture), painted=picture, stages=stages)
