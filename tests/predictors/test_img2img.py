@@ -297,11 +297,12 @@ def test_an_image_counts_one_in_the_progress(
 
 def test_no_step_to_run_is_the_autoencoder_alone(model: LatentDiffusion, caplog: pytest.LogCaptureFixture) -> None:
     predictor = Img2Img(model, PALETTE, WORDS, steps=5, strength=0.1, second_strength=None)
-    assert "int(5 * 0.1) = 0 steps" in caplog.text
     image = pictures()
     with torch.no_grad():
         expected = model.codec.decode(model.codec.encode(image))
-    assert torch.equal(predictor.predict(image, generators()).painted, expected)
+    for _ in range(2):
+        assert torch.equal(predictor.predict(image, generators()).painted, expected)
+    assert caplog.text.count("int(5 * 0.1) = 0 steps") == 1
 
 
 def test_runs_under_autocast(model: LatentDiffusion) -> None:
