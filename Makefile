@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types floors unit test-slow format lock checkpoints report wheel clean
+.PHONY: help setup demo test lint types floors unit test-slow format lock checkpoints embed report wheel clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -60,18 +60,26 @@ lock: $(READY) ## choose versions anew where pyproject.toml asks for it; ARGS=--
 	$(COMPILE) $(ARGS) --extra dev -o requirements.lock pyproject.toml
 	echo uv==$(UV_VERSION) | $(COMPILE) -o requirements-uv.txt -
 
-# where the latest run of an experiment keeps what it trained: $(call trained,NAME)
-trained = $$($(BIN)/python -c 'import json, pathlib; \
-	record = max(pathlib.Path("runs/$(1)").glob("*/record.json"), key=lambda path: path.stat().st_mtime); \
-	print(pathlib.Path("runs/fits", json.loads(record.read_text())["fit_id"], "adapter"))')
+# the folder of the latest run of an experiment, and where it keeps what it trained: $(call trained,NAME)
+latest = $$(dirname "$$(ls -t runs/$(1)/*/record.json | head -n 1)")
+trained = $$($(BIN)/python -c 'import json, pathlib, sys; \
+	print(pathlib.Path("runs/fits", json.loads(pathlib.Path(sys.argv[1], "record.json").read_text())["fit_id"], "adapter"))' \
+	$(call latest,$(1)))
 
-checkpoints: $(READY) ## train the embedded checkpoints anew, hours on a CPU, and put them into geoseg/assets
+checkpoints: $(READY) ## train the embedded checkpoints anew, two hours on a CPU, and put them into geoseg/assets
 	$(BIN)/geoseg run experiment=demo_autoencoder $(ARGS)
 	$(BIN)/geoseg run experiment=demo_base method.model.path=$(call trained,demo_autoencoder)/vae $(ARGS)
 	$(BIN)/geoseg run experiment=demo_sam $(ARGS)
+	$(MAKE) embed
+
+embed: $(READY) ## put the latest trained checkpoints, with cards, into geoseg/assets
 	$(BIN)/python -c 'import sys; from geoseg.diffusion.latent_diffusion import LatentDiffusion; \
 		LatentDiffusion.load(sys.argv[1]).save("geoseg/assets/stable-diffusion", half=True)' $(call trained,demo_base)
 	mkdir -p geoseg/assets/sam && cp $(call trained,demo_sam)/* geoseg/assets/sam/
+	$(BIN)/python -c 'import sys; from pathlib import Path; from geoseg.report import write_cards; \
+		write_cards(dict(zip(sys.argv[1::2], map(Path, sys.argv[2::2]))), Path("geoseg/assets"))' \
+		stable-diffusion/vae $(call latest,demo_autoencoder) \
+		"stable-diffusion/unet and text_encoder" $(call latest,demo_base) sam $(call latest,demo_sam)
 
 report: $(READY) ## results.csv and the table of every experiment, from the records in runs/
 	@for folder in experiments/*/; do test -d "$$folder" || continue; \

@@ -37,9 +37,9 @@ def draw_stages(pictures: Sequence[Mapping[str, Any]], classes: Mapping[str, str
         row[0].set_ylabel(picture["name"], fontsize=8)
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=10)
-    figure.supxlabel(note, fontsize=7, color="0.4")
     patches = [Patch(facecolor=colour, edgecolor="0.4", label=name) for name, colour in classes.items()]
-    figure.legend(handles=patches, loc="outside lower center", ncols=min(len(patches), 6), fontsize=7, frameon=False)
+    options = {"ncols": min(len(patches), 6), "fontsize": 7, "title": note, "title_fontsize": 7, "frameon": False}
+    figure.legend(handles=patches, loc="outside lower center", **options)
     return _write(figure, path)
 
 

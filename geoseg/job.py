@@ -22,7 +22,7 @@ from geoseg.data.module import DataModule
 from geoseg.figures import draw_stages, draw_training
 from geoseg.loggers import JsonLines, WandbLogger
 from geoseg.randomness import seeded
-from geoseg.record import commit, device, read_record, versions, write_atomically, write_record
+from geoseg.record import device, loaded_code, read_record, versions, write_atomically, write_record
 from geoseg.report import stage_table
 from geoseg.samples import Samples
 from geoseg.tasks.callbacks import Average, Watch
@@ -361,7 +361,7 @@ class Job:
 
     def _made_by(self) -> dict[str, Any]:
         """Which code, libraries and device are at work."""
-        code, dirty = commit()
+        code, dirty = loaded_code()
         on = device(gpu=_on_gpu(self.settings["trainer"]))
         return {"commit": code, "dirty": dirty, "versions": versions(), "device": on, "precision": self.precision}
 
@@ -404,7 +404,7 @@ def _precision(trainer: Mapping[str, Any]) -> str:
 
 def _stale(found: Mapping[str, Any]) -> str:
     """What to say of a result that other code may have made, "" where the code is the same."""
-    now, dirty = commit()
+    now, dirty = loaded_code()
     if found["commit"] == now and not found["dirty"] and not dirty:
         return ""
     changed = " with uncommitted changes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -84,6 +85,12 @@ def commit() -> tuple[str | None, bool]:
         return None, False  # installed as a wheel, perhaps inside somebody else's repository
     changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/geoseg", ":/conf")
     return git("rev-parse", "--short=12", "HEAD"), bool(changes)
+
+
+@functools.cache
+def loaded_code() -> tuple[str | None, bool]:
+    """``commit`` as it was when this process first asked: later changes to files are not what it runs."""
+    return commit()
 
 
 def versions() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -361,13 +362,61 @@ def write_table(records: Sequence[Mapping[str, Any]], readme: Path) -> Path:
     Raises:
         ValueError: the file has no marks.
     """
+    return _between_marks(readme, summary(records))
+
+
+def _between_marks(readme: Path, table: str) -> Path:
     text = readme.read_text(encoding="utf-8")
     if TABLE[0] not in text or TABLE[1] not in text:
         raise ValueError(f"{readme} needs the lines {TABLE[0].strip()!r} and {TABLE[1]!r} around its table")
     before, rest = text.split(TABLE[0], 1)
     after = rest.split(TABLE[1], 1)[1]
-    write_atomically(readme, before + TABLE[0] + "\n" + summary(records) + "\n" + TABLE[1] + after)
+    write_atomically(readme, before + TABLE[0] + "\n" + table + "\n" + TABLE[1] + after)
     return readme
+
+
+def write_cards(folders: Mapping[str, Path], assets: Path) -> list[Path]:
+    """Says where embedded checkpoints come from: ``cards/<experiment>.json`` and the table in README.md.
+
+    Args:
+        folders: name of a part, as the table calls it, to the folder of the run that trained it.
+        assets: the folder of embedded checkpoints; its README.md has the marks for the table.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: a run has no record or is not finished.
+    """
+    written = []
+    lines = ["| part | experiment | training | commit | validation |", "|---|---|---|---|---|"]
+    for part, folder in folders.items():
+        record = read_record(folder)
+        if record is None or record["status"] != "done":
+            raise ValueError(f"{folder} holds no finished run; train {part} first")
+        fit = record["config"]["method"]["task"]["fit"]
+        steps = fit["epochs"] * fit["repeats"] * -(-record["num_train"] // fit["batch_size"])
+        card = {
+            "part": part,
+            **{
+                name: record[name]
+                for name in ("experiment", "run_id", "commit", "dirty", "device", "precision", "seed")
+            },
+            "minutes": record["minutes"]["fit"],
+            "steps": steps,
+            "batch_size": fit["batch_size"],
+            "source": record["config"]["data"]["source"],
+            "scores": record["scores"],
+        }
+        path = assets / "cards" / f"{record['experiment']}.json"
+        write_atomically(path, json.dumps(card, indent=1) + "\n")
+        written.append(path)
+        scores = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in record["scores"].items())
+        training = f"{steps} steps of {fit['batch_size']}, {card['minutes']:.0f} minutes, {record['device']}"
+        code = f"`{record['commit']}`{' with changes' * record['dirty']}"
+        lines.append(f"| {part} | `{record['experiment']}` | {training} | {code} | {scores} |")
+    written.append(_between_marks(assets / "README.md", "\n".join(lines) + "\n"))
+    return written
 
 
 def _number(scores: Mapping[str, float | None], name: str) -> str:

@@ -11,6 +11,7 @@ from geoseg import progress
 from geoseg.config import build, check_targets, check_type, check_types, plain
 from geoseg.data.module import DataModule
 from geoseg.job import Job, Models
+from geoseg.record import loaded_code
 
 TYPES = {"seed": int, "figure_rows": int, "sample_every": int, "sample_images": int, "force": bool, "progress": bool}
 """Types of the settings that belong to no object."""
@@ -27,6 +28,7 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
     Raises:
         ValueError: the configuration or the data cannot work; raised before any work starts.
     """
+    loaded_code()  # before hours of training, in which somebody may go on writing
     check_targets(cfg, cfg.trust)
     settings = plain(cfg)
     check_targets(settings, cfg.trust)  # once more, since a resolver may make a node out of words

@@ -57,8 +57,8 @@ def test_a_row_per_profile_and_a_column_per_stage(tmp_path: Path, drawn: list[An
             np.testing.assert_array_equal(found, array(picture))
     assert [axis.get_title() for axis in drawn[0].axes[:4]] == ["original", "pass 1", "refined", "label"]
     assert [drawn[0].axes[i].get_ylabel() for i in (0, 4)] == ["a", "b"]
-    assert drawn[0].get_supxlabel() == "checkpoints=demo"
     (legend,) = drawn[0].legends
+    assert legend.get_title().get_text() == "checkpoints=demo"
     assert [text.get_text() for text in legend.get_texts()] == ["rock", "salt"]
     assert [to_hex(patch.get_facecolor()) for patch in legend.get_patches()] == ["#ff0000", "#123456"]
     assert [p.name for p in path.parent.iterdir()] == ["stages.png"]

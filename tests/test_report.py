@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 from rich.console import Console
 
 from geoseg.record import write_record
-from geoseg.report import collect, main_table, print_run, result_rows, summary, write_results, write_table
+from geoseg.report import (
+    collect,
+    main_table,
+    print_run,
+    result_rows,
+    summary,
+    write_cards,
+    write_results,
+    write_table,
+)
 
 SCORES = (
     "dice_loss/original_label",
@@ -298,6 +308,25 @@ def test_a_training_that_was_not_tested_has_no_row() -> None:
     for name in ("per_unit", "units", "stages_per_unit"):
         del recipe[name]
     assert list(cells([recipe, record()])) == ["label LoRA, 4 label maps alone, demo"]
+
+
+def test_the_cards_of_checkpoints(tmp_path: Path) -> None:
+    fit = {"epochs": 3, "repeats": 2, "batch_size": 3}
+    config = {"method": {"task": {"fit": fit}}, "data": {"source": {"seed": 5, "count": 4}}}
+    one = record("segmenter", config=config, dirty=True, precision="32-true", scores={"val/iou/labels": 0.81234})
+    write_record(tmp_path / "run", one)
+    (tmp_path / "README.md").write_text("Cards\n<!-- table -->\n<!-- end of table -->\n")
+    path, readme = write_cards({"sam": tmp_path / "run"}, tmp_path)
+    card = json.loads(path.read_text())
+    assert path == tmp_path / "cards" / "asked.json"
+    assert (card["steps"], card["minutes"], card["source"]["seed"]) == (3 * 2 * 2, 1.5, 5)
+    assert card["scores"] == {"val/iou/labels": 0.81234}
+    assert "| sam | `asked` | 12 steps of 3, 2 minutes, CPU | `c0ffee` with changes | iou/labels 0.8123 |" in (
+        readme.read_text()
+    )
+    write_record(tmp_path / "run", failed())
+    with pytest.raises(ValueError, match="train sam first"):
+        write_cards({"sam": tmp_path / "run"}, tmp_path)
 
 
 def test_the_table_in_a_readme_is_replaced_and_nothing_else(tmp_path: Path) -> None:

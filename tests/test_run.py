@@ -172,7 +172,14 @@ def test_numbers_of_the_training_are_kept(finished: SimpleNamespace) -> None:
 
 def test_the_terminal_shows_bars_with_rates_and_the_table(finished: SimpleNamespace) -> None:
     shown = finished.shown
-    for words in ("label LoRA: training", "4/4 step", "label LoRA: generation", "label LoRA: refinement", "label LoRA: samples", "4/4 image"):
+    for words in (
+        "label LoRA: training",
+        "4/4 step",
+        "label LoRA: generation",
+        "label LoRA: refinement",
+        "label LoRA: samples",
+        "4/4 image",
+    ):
         assert words in shown
     assert "step/s" in shown or "s/step" in shown
     assert "/?" not in shown
