@@ -285,27 +285,29 @@ def _told_apart(
     records: Sequence[Mapping[str, Any]], part: str, called: Callable[[Mapping[str, Any]], tuple[str, ...]]
 ) -> list[str]:
     """Every record's data set or method, with the settings in which it differs from others that are called the same."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for i, record in enumerate(records):
+        alike.setdefault(called(record), []).append(i)
     settings = [_settings(record, part) for record in records]
-    names = []
-    for record, mine in zip(records, settings, strict=True):
-        others = [theirs for other, theirs in zip(records, settings, strict=True) if called(other) == called(record)]
-        told: dict[str, str] = {}
-        for key in sorted({key for other in others for key in other.keys() ^ mine.keys()} | _differing(mine, others)):
-            # an object that stands where others have none is told as a whole, not setting by setting
-            whole = next((up for up in _above(key) if any(up in other for other in others)), key)
-            value = mine.get(f"{whole}._target_", mine.get(whole, ""))
-            if value:
-                is_object = whole.endswith("._target_") or whole not in mine
-                told[whole.removesuffix("._target_")] = value.rpartition(".")[2] if is_object else value
-        short = [key.rpartition(".")[2] for key in told]
-        told = {last if short.count(last) == 1 else key: told[key] for key, last in zip(told, short, strict=True)}
-        words = ", ".join(f"{key}={value}" for key, value in told.items())
-        names.append(f"{called(record)[0]} ({words})" if words else called(record)[0])
+    names = [called(record)[0] for record in records]
+    for members in alike.values():
+        keys = {key for i in members for key in settings[i]}
+        differing = [key for key in sorted(keys) if len({settings[i].get(key) for i in members}) > 1]
+        # an object that stands where others have none is told as a whole, not setting by setting
+        wholes = dict.fromkeys(next((up for up in _above(key) if up in keys), key) for key in differing)
+        for i in members:
+            told = {}
+            for whole in wholes:
+                own = settings[i].get(whole)
+                value = own if own is not None else settings[i].get(f"{whole}._target_", "")
+                if value:
+                    is_object = own is None or whole.endswith("._target_")
+                    told[whole.removesuffix("._target_")] = value.rpartition(".")[2] if is_object else value
+            short = [key.rpartition(".")[2] for key in told]
+            told = {last if short.count(last) == 1 else key: told[key] for key, last in zip(told, short, strict=True)}
+            if told:
+                names[i] += f" ({', '.join(f'{key}={value}' for key, value in told.items())})"
     return names
-
-
-def _differing(mine: Mapping[str, str], others: Sequence[Mapping[str, str]]) -> set[str]:
-    return {key for other in others for key in other.keys() & mine.keys() if other[key] != mine[key]}
 
 
 def _above(key: str) -> list[str]:
