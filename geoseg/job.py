@@ -215,7 +215,11 @@ class Job:
     def _evaluate(self, predictor: Any, wandb: list[WandbLogger]) -> tuple[EvaluationTask, dict[str, float]]:
         assert self.data.palette is not None
         evaluation = EvaluationTask(
-            predictor, self.data.palette, self.settings["seed"], keep=self.settings["figure_rows"]
+            predictor,
+            self.data.palette,
+            self.settings["seed"],
+            keep=self.settings["figure_rows"],
+            folder=self.folder / "predictions",
         )
         started = time.perf_counter()
         lines = JsonLines(self.folder)

@@ -7,8 +7,10 @@ picture back as probabilities.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from geoseg.types import IGNORE
@@ -71,6 +73,19 @@ class Palette:
         grey = torch.tensor([IGNORED_COLOUR], dtype=torch.float32) / 255
         table = torch.cat([self.colours, grey]).to(labels.device)  # [K + 1, 3]
         return table[labels.masked_fill(ignored, self.num_classes)].permute(0, 3, 1, 2).contiguous()
+
+    def write(self, labels: Tensor, path: Path) -> None:
+        """Writes a label map as a PNG whose pixel values are class indices and whose colours are the palette's.
+
+        Args:
+            labels: int [H, W] in 0..K-1, or 255 = ignore.
+            path: ends in .png; its folder must exist.
+        """
+        table = [IGNORED_COLOUR] * 256
+        table[: self.num_classes] = [_rgb(colour) for colour in self.hex]
+        picture = Image.fromarray(labels.to("cpu", torch.uint8).numpy())
+        picture.putpalette([channel for colour in table for channel in colour])
+        picture.save(path)
 
     def decode(self, painted: Tensor) -> Tensor:
         """Reads a painted picture back.

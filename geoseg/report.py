@@ -110,6 +110,8 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
         lines = [("record", where / "record.json")]
         fit = runs.parent / "fits" / str(record["fit_id"]) / "adapter"
         lines += [("trained", fit / file) for file in record.get("adapter", [])]
+        if record["scores"].keys() & {"test/iou/mean"}:
+            lines.append(("label maps", where / "predictions" / "labels"))
         lines += [(f"figure {Path(figure).stem}", where / figure) for figure in record.get("figures", [])]
         console.print(record["method"], style="bold", highlight=False)
         for what, path in lines:

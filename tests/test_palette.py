@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import ImageColor
+from PIL import Image, ImageColor
 
 from geoseg.palette import IGNORED_COLOUR, SFM_FACIES, Palette, facies_palette
 
@@ -64,6 +65,16 @@ def test_grey_pictures_count_as_three_equal_channels() -> None:
     palette = Palette(THREE)
     grey = torch.rand(2, 1, 5, 5, generator=torch.Generator().manual_seed(2))
     assert torch.equal(palette.decode(grey), palette.decode(grey.repeat(1, 3, 1, 1)))
+
+
+def test_a_written_label_map_holds_indices_and_shows_colours(tmp_path: Path) -> None:
+    labels = torch.tensor([[0, 1, 2], [2, 255, 0]])
+    Palette(THREE).write(labels, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.mode == "P"
+        assert np.asarray(picture).tolist() == labels.tolist()
+        shown = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 255
+    torch.testing.assert_close(shown, Palette(THREE).paint(labels[None])[0])
 
 
 def test_the_standard_colours_stay_apart() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from geoseg.metrics.intensity import IntensityDice
@@ -29,6 +31,8 @@ class EvaluationTask(pl.LightningModule):
         palette: paints labels and reads paintings.
         seed: together with an image's name the only source of its randomness.
         keep: number of images whose pictures are kept for the figure.
+        folder: gets every label map as ``labels/NAME.png`` and every stage's picture as ``STAGE/NAME.png``; None writes
+            nothing.
         score: builds the class scores from the number of classes.
     """
 
@@ -38,10 +42,12 @@ class EvaluationTask(pl.LightningModule):
         palette: Palette,
         seed: int,
         keep: int = 6,
+        folder: Path | None = None,
         score: Callable[..., SegmentationScore] = SegmentationScore,
     ) -> None:
         super().__init__()
         self.predictor, self.palette, self.seed, self.keep = predictor, palette, seed, keep
+        self.folder = folder
         self._score = score
         self._meters = nn.ModuleDict()
         self._facts: dict[str, list[Tensor]] = {}
@@ -71,6 +77,8 @@ class EvaluationTask(pl.LightningModule):
             self._facts.setdefault(fact, []).append(values.float().cpu())
         self.names += batch["name"]
         self._remember(batch, prediction, answer, label_picture)
+        if self.folder is not None:
+            self._write(self.folder, batch["name"], prediction)
 
     def on_test_epoch_end(self) -> None:
         self.facts = {fact: float(torch.cat(values).mean()) for fact, values in self._facts.items()}
@@ -93,6 +101,16 @@ class EvaluationTask(pl.LightningModule):
         meter = self._meters[name]
         assert isinstance(meter, Meter)
         return meter
+
+    def _write(self, folder: Path, names: Sequence[str], prediction: Prediction) -> None:
+        for stage in ("labels", *prediction.stages):
+            (folder / stage.replace(" ", "_")).mkdir(parents=True, exist_ok=True)
+        for name, labels in zip(names, prediction.labels, strict=True):
+            self.palette.write(labels, folder / "labels" / f"{name}.png")
+        for stage, pictures in prediction.stages.items():
+            pixels = (255 * pictures.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            for name, picture in zip(names, pixels, strict=True):
+                Image.fromarray(picture).save(folder / stage.replace(" ", "_") / f"{name}.png")
 
     def _remember(self, batch: Batch, prediction: Prediction, answer: Tensor, label_picture: Tensor) -> None:
         for i in range(min(len(batch["name"]), self.keep - len(self.pictures))):

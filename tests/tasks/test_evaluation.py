@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -163,6 +165,20 @@ def test_the_input_as_it_is() -> None:
     assert task.stages == {}
     same = [grey_dice_loss(data.test[i]["image"], data.test[i]["image"]) for i in range(5)]
     assert task.scores["test/dice_loss/original_generated"] == pytest.approx(np.mean(same), rel=1e-6)
+
+
+def test_every_answer_is_written(tmp_path: Path) -> None:
+    predictor = Guess()
+    _, data = evaluated(predictor, folder=tmp_path, keep=1)
+    for stage in ("labels", "pass_1", "pass_2"):
+        assert [path.stem for path in sorted((tmp_path / stage).iterdir())] == data.names["test"]
+    answers = [PALETTE.decode(pair[1][None]).argmax(1)[0] for pair in predictor.pictures]
+    for name, answer, pair in zip(data.names["test"], answers, predictor.pictures, strict=True):
+        with Image.open(tmp_path / "labels" / f"{name}.png") as picture:
+            assert np.array_equal(np.asarray(picture), answer.numpy())
+        with Image.open(tmp_path / "pass_1" / f"{name}.png") as picture:
+            drawn = np.asarray(picture).transpose(2, 0, 1) / 255
+        assert np.abs(drawn - pair[0].numpy()).max() < 0.51 / 255
 
 
 def test_what_only_labels_is_painted_for_the_intensity_scores() -> None:
