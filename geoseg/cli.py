@@ -86,6 +86,13 @@ def _report(words: list[str]) -> int:
     )
     parser.add_argument("runs", nargs="+", help="folders to search for record.json")
     parser.add_argument("--to", required=True, metavar="FOLDER", help="where results.csv is written")
+    parser.add_argument(
+        "--map",
+        nargs=2,
+        metavar=("X", "Y"),
+        help="two settings of a sweep, such as method.predictor.strength method.predictor.guidance: draws heat maps of "
+        "the scores over them, and sheets of what came of a profile, as PNG files in FOLDER",
+    )
     options = parser.parse_args(words)
     from pathlib import Path
 
@@ -105,7 +112,33 @@ def _report(words: list[str]) -> int:
             return 2
     else:
         print(summary(records))
+    if options.map:
+        try:
+            for path in _draw_maps(records, [Path(runs) for runs in options.runs], tuple(options.map), folder):
+                print(f"figure -> {path}")
+        except ValueError as error:
+            print(f"geoseg report: {error}", file=sys.stderr)
+            return 2
     return 0
+
+
+def _draw_maps(records: Any, runs: Any, keys: Any, folder: Any) -> Any:
+    """A heat map per method, and for every method that draws a sheet of its first profile per stage."""
+    from geoseg.figures import draw_map, draw_sheet
+    from geoseg.report import grids
+
+    places = {path.parent.name: path.parent for root in runs for path in root.rglob("record.json")}
+    short = tuple(key.rpartition(".")[2] for key in keys)
+    for grid in grids(records, places, keys):
+        name = grid.method.replace(" ", "_").lower()
+        yield draw_map(grid.scores, short, folder / f"map_{name}.png", grid.method)
+        first = next(iter(grid.folders.values())) / "predictions"
+        for stage in sorted(path for path in first.glob("*") if path.name != "labels"):
+            picture = min(stage.iterdir()).name
+            files = {pair: place / "predictions" / stage.name / picture for pair, place in grid.folders.items()}
+            there = {pair: file for pair, file in files.items() if file.is_file()}
+            title = f"{grid.method}, {stage.name.replace('_', ' ')}, {picture.removesuffix('.png')}"
+            yield draw_sheet(there, short, folder / f"sheet_{name}_{stage.name}.png", title)
 
 
 def _run(words: list[str]) -> int:

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 from torch import Tensor
 
 
@@ -80,6 +81,64 @@ def draw_training(metrics: Path, path: Path) -> Path:
         rate_axis.plot(*_series(lines, name), label=name.removeprefix("lr/"))
     rate_axis.set(xlabel="step", ylabel="learning rate", yscale="log", title="learning rates")
     rate_axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
+    return _write(figure, path)
+
+
+def draw_map(
+    cells: Mapping[tuple[Any, Any], Mapping[str, float]], names: tuple[str, str], path: Path, title: str = ""
+) -> Path:
+    """Heat maps over two settings, one per score, every cell with its number.
+
+    Args:
+        cells: values of both settings to scores; a pair that was not run stays white.
+        names: what the settings are called, x first.
+        path: a .png to write.
+        title: of the whole figure.
+    """
+    columns, rows = (sorted({pair[i] for pair in cells}) for i in (0, 1))
+    scores = list(dict.fromkeys(name for found in cells.values() for name in found))
+    size = (max(2.6, 0.55 * len(columns) + 1.2) * len(scores), max(2.4, 0.42 * len(rows) + 1.4))
+    figure = Figure(figsize=size, layout="constrained")
+    for axis, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+        values = np.array([[cells.get((x, y), {}).get(score, np.nan) for x in columns] for y in rows], float)
+        shown = axis.imshow(values, cmap="viridis", aspect="auto", origin="lower")
+        middle = (np.nanmin(values) + np.nanmax(values)) / 2
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                colour = "black" if value > middle else "white"
+                axis.text(column, row, f"{value:.3g}", ha="center", va="center", fontsize=6, color=colour)
+        axis.set(xlabel=names[0], ylabel=names[1], title=score)
+        axis.set(xticks=range(len(columns)), yticks=range(len(rows)), xticklabels=columns, yticklabels=rows)
+        axis.title.set_fontsize(8)
+        figure.colorbar(shown, ax=axis, shrink=0.8).ax.tick_params(labelsize=6)
+    figure.suptitle(title, fontsize=9)
+    return _write(figure, path)
+
+
+def draw_sheet(pictures: Mapping[tuple[Any, Any], Path], names: tuple[str, str], path: Path, title: str = "") -> Path:
+    """What came of one profile at every pair of two settings (Figures 6 and 7 of Zhao and Ma 2025).
+
+    Args:
+        pictures: values of both settings to a picture file.
+        names: what the settings are called, the one along a row first.
+        path: a .png to write.
+        title: of the whole figure.
+    """
+    columns, rows = (sorted({pair[i] for pair in pictures}) for i in (0, 1))
+    figure = Figure(figsize=(1.3 * len(columns) + 0.6, 1.35 * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    for row, y in enumerate(rows):
+        for column, x in enumerate(columns):
+            axis = axes[row, column]
+            axis.set(xticks=[], yticks=[])
+            axis.set_frame_on(False)
+            if (x, y) in pictures:
+                with Image.open(pictures[x, y]) as picture:
+                    axis.imshow(np.asarray(picture.convert("RGB")))
+            if row == 0:
+                axis.set_title(f"{names[0]} {x}", fontsize=7)
+        axes[row, 0].set_ylabel(f"{names[1]} {y}", fontsize=7)
+    figure.suptitle(title, fontsize=9)
     return _write(figure, path)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -270,17 +271,8 @@ _VARIED = re.compile(
 
 def _settings(record: Mapping[str, Any], part: str) -> dict[str, str]:
     """What decides a number besides seed and training samples, by its full name."""
-    found: dict[str, str] = {}
-
-    def walk(node: Any, where: str) -> None:
-        if isinstance(node, Mapping):
-            for name, value in node.items():
-                walk(value, f"{where}.{name}")
-        elif not _VARIED.fullmatch(where):
-            found[where] = "null" if node is None else str(node)
-
-    walk(record.get("config", {}).get(part), part)
-    return found
+    flat = _flat(record.get("config", {}).get(part), part)
+    return {name: "null" if value is None else str(value) for name, value in flat if not _VARIED.fullmatch(name)}
 
 
 def _told_apart(
@@ -377,6 +369,77 @@ def _between_marks(readme: Path, table: str) -> Path:
     after = rest.split(TABLE[1], 1)[1]
     write_atomically(readme, before + TABLE[0] + "\n" + table + "\n" + TABLE[1] + after)
     return readme
+
+
+class Grid(NamedTuple):
+    """Runs of one method over two settings.
+
+    Attributes:
+        method: whose runs they are.
+        scores: values of both settings to the mean of every score over runs.
+        folders: values of both settings to the folder of one run, that of the lowest seed.
+    """
+
+    method: str
+    scores: dict[tuple[Any, Any], dict[str, float]]
+    folders: dict[tuple[Any, Any], Path]
+
+
+MAPPED = {
+    "test/dice_loss/label_generated": "Dice loss label–generated",
+    "test/matched/iou/mean": "matched mean IoU",
+    "test/matched/boundary_f1/mean": "matched boundary F1",
+    "sam/masks": "masks per picture",
+    "sam/coverage": "share under masks",
+}
+"""Scores and facts that are drawn over two settings."""
+
+
+def grids(records: Sequence[Mapping[str, Any]], runs: Mapping[str, Path], keys: tuple[str, str]) -> list[Grid]:
+    """Sorts finished, tested runs by the values of two settings, method by method.
+
+    Args:
+        records: of a sweep.
+        runs: run id to its folder.
+        keys: the settings' full names, such as method.predictor.strength.
+
+    Raises:
+        ValueError: no run has these settings; with the nearest names.
+    """
+    found: dict[str, dict[tuple[Any, Any], list[Mapping[str, Any]]]] = {}
+    known: set[str] = set()
+    for record in records:
+        if record["status"] != "done" or "units" not in record:
+            continue
+        flat = dict(_flat(record["config"]))
+        known |= flat.keys()
+        if flat.get(keys[0]) is not None and flat.get(keys[1]) is not None:
+            found.setdefault(record["method"], {}).setdefault((flat[keys[0]], flat[keys[1]]), []).append(record)
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            raise ValueError(f"no finished run has the setting {key}" + (f"; did you mean {near[0]}?" if near else ""))
+    made = []
+    for method, cells in found.items():
+        scores: dict[tuple[Any, Any], dict[str, float]] = {}
+        for pair, members in cells.items():
+            numbers = [{**member["scores"], **member.get("facts", {})} for member in members]
+            values = {
+                title: [one[name] for one in numbers if one.get(name) is not None] for name, title in MAPPED.items()
+            }
+            scores[pair] = {title: fmean(some) for title, some in values.items() if some}
+        first = {pair: min(members, key=lambda one: one["seed"]) for pair, members in cells.items()}
+        made.append(Grid(method, scores, {pair: runs[one["run_id"]] for pair, one in first.items()}))
+    return made
+
+
+def _flat(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Full names and values of all settings that are no mapping."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _flat(value, f"{where}.{name}" if where else str(name))
+    else:
+        yield where, tuple(node) if isinstance(node, list) else node
 
 
 def write_cards(folders: Mapping[str, Path], assets: Path) -> list[Path]:

@@ -228,6 +228,20 @@ def test_an_objective_that_no_run_has(
     assert "objective=val/iou is no score of this run" in capsys.readouterr().err
 
 
+def test_report_maps_two_settings(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoints: list[str]
+) -> None:
+    sweep = ["method.predictor.strength=0.3,0.6", "method.predictor.guidance=1,3", "method.predictor.steps=4"]
+    assert run_cli("run", "-m", *tiny_checkpoints, "method=without_lora", *sweep) == 0
+    settings = ["method.predictor.strength", "method.predictor.guidance"]
+    assert run_cli("report", "runs", "--to", "out", "--map", *settings) == 0
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert written == ["map_without_lora.png", "sheet_without_lora_pass_1.png", "sheet_without_lora_pass_2.png"]
+    capsys.readouterr()
+    assert run_cli("report", "runs", "--to", "out", "--map", "method.predictor.strenght", settings[1]) == 2
+    assert "did you mean method.predictor.strength?" in capsys.readouterr().err
+
+
 def test_report_gathers_records(
     run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from geoseg import figures
-from geoseg.figures import draw_samples, draw_stages, draw_training
+from geoseg.figures import draw_map, draw_samples, draw_sheet, draw_stages, draw_training
 
 RED, GREEN, BLUE = (torch.tensor(colour).view(3, 1, 1).expand(3, 8, 12).float() for colour in torch.eye(3).tolist())
 GREY = torch.full((1, 8, 12), 0.5)
@@ -76,6 +76,29 @@ def test_pictures_of_different_sizes_fit_into_one_figure(tmp_path: Path) -> None
     draw_stages([wide], CLASSES, tmp_path / "b.png")
     with Image.open(tmp_path / "a.png") as a, Image.open(tmp_path / "b.png") as b:
         assert a.height > b.height
+
+
+def test_a_map_shows_every_number_in_its_cell(tmp_path: Path, drawn: list[Any]) -> None:
+    cells = {(0.2, 1): {"a": 1.0, "b": 7.0}, (0.4, 1): {"a": 2.0, "b": 8.0}, (0.4, 7): {"a": 4.0}}
+    draw_map(cells, ("strength", "guidance"), tmp_path / "map.png", "label LoRA")
+    first, second = drawn[0].axes[:2]
+    values = first.images[0].get_array()
+    assert values.filled(np.nan).tolist()[0] == [1.0, 2.0]
+    assert values.mask.tolist() == [[False, False], [True, False]]  # (0.2, 7) was not run
+    assert sorted(text.get_text() for text in first.texts) == ["1", "2", "4"]
+    assert {text.get_text(): text.get_position() for text in second.texts} == {"7": (0, 0), "8": (1, 0)}
+    assert [label.get_text() for label in first.get_xticklabels()] == ["0.2", "0.4"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["1", "7"]
+
+
+def test_a_sheet_puts_every_picture_at_its_settings(tmp_path: Path, drawn: list[Any]) -> None:
+    places = {}
+    for x, y, colour in ((0.2, 1, (255, 0, 0)), (0.4, 1, (0, 255, 0)), (0.4, 7, (0, 0, 255))):
+        places[x, y] = tmp_path / f"{x}_{y}.png"
+        Image.new("RGB", (4, 3), colour).save(places[x, y])
+    draw_sheet(places, ("strength", "guidance"), tmp_path / "sheet.png")
+    shown = [axis.images[0].get_array()[0, 0].tolist() if axis.images else None for axis in drawn[0].axes]
+    assert shown == [[255, 0, 0], [0, 255, 0], None, [0, 0, 255]]
 
 
 def test_samples_of_a_training(tmp_path: Path, drawn: list[Any]) -> None:

@@ -14,6 +14,7 @@ from rich.console import Console
 from geoseg.record import write_record
 from geoseg.report import (
     collect,
+    grids,
     main_table,
     print_run,
     result_rows,
@@ -308,6 +309,24 @@ def test_a_training_that_was_not_tested_has_no_row() -> None:
     for name in ("per_unit", "units", "stages_per_unit"):
         del recipe[name]
     assert list(cells([recipe, record()])) == ["label LoRA, 4 label maps alone, demo"]
+
+
+def test_runs_over_two_settings(tmp_path: Path) -> None:
+    def made(strength: float, guidance: float, seed: int, start: float, **more: Any) -> dict[str, Any]:
+        config = {"method": {"predictor": {"strength": strength, "guidance": guidance, "tile": None}}}
+        one = record(start=start, seed=seed, config=config, **more)
+        return {**one, "run_id": f"{strength}{guidance}{seed}", "facts": {"sam/masks": start}}
+
+    many = [made(0.2, 1, 1, 0.3), made(0.2, 1, 0, 0.1), made(0.4, 1, 0, 0.5), failed()]
+    places = {one["run_id"]: tmp_path / str(one["run_id"]) for one in many}
+    (grid,) = grids(many, places, ("method.predictor.strength", "method.predictor.guidance"))
+    assert grid.method == "label LoRA"
+    assert grid.scores[0.2, 1]["masks per picture"] == pytest.approx(0.2)  # mean of two seeds
+    assert grid.scores[0.4, 1]["Dice loss label–generated"] == pytest.approx(0.502)
+    assert grid.folders == {(0.2, 1): tmp_path / "0.210", (0.4, 1): tmp_path / "0.410"}
+    with pytest.raises(ValueError, match=r"setting strenth; did you mean|has the setting strenth"):
+        grids(many, places, ("strenth", "method.predictor.guidance"))
+    assert grids(many, places, ("method.predictor.strength", "method.predictor.tile")) == []
 
 
 def test_the_cards_of_checkpoints(tmp_path: Path) -> None:
