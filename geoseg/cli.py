@@ -23,6 +23,7 @@ geoseg: which way of segmenting my profiles works, with the few labels I have?
   geoseg run --help                   groups and settings; with experiment=... before it, those of that experiment
   geoseg run -m ... seed=0,1,2        one run per combination
   geoseg report runs --to FOLDER      gather records into results.csv and one table
+  geoseg export RUN --to FILE         a run's LoRA as a file for A1111, ComfyUI, kohya or diffusers
 
 geoseg COMMAND --help tells more. Results go to the folder runs.
 """
@@ -45,7 +46,7 @@ geoseg run experiment=label_lora --help. Records and figures go to the folder ru
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"run": _run, "demo": _demo, "report": _report}
+    commands = {"run": _run, "demo": _demo, "report": _report, "export": _export}
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -139,6 +140,48 @@ def _draw_maps(records: Any, runs: Any, keys: Any, folder: Any) -> Any:
             there = {pair: file for pair, file in files.items() if file.is_file()}
             title = f"{grid.method}, {stage.name.replace('_', ' ')}, {picture.removesuffix('.png')}"
             yield draw_sheet(there, short, folder / f"sheet_{name}_{stage.name}.png", title)
+
+
+def _export(words: list[str]) -> int:
+    """Writes a LoRA for other programs."""
+    parser = argparse.ArgumentParser(
+        "geoseg export",
+        description="Writes the LoRA that a run trained as one file that other programs load. No model is loaded.",
+        epilog="A1111 and ComfyUI look for it in their folder models/Lora or models/loras; a prompt calls it by the "
+        "file's name, <lora:NAME:1>. It fits the base model it was trained on, and no other.",
+    )
+    parser.add_argument("source", metavar="RUN", help="runs/EXPERIMENT/RUN_ID; or an adapter's folder or file")
+    parser.add_argument("--to", required=True, metavar="FILE", help="the .safetensors file to write")
+    parser.add_argument(
+        "--format",
+        choices=("kohya", "diffusers"),
+        default="kohya",
+        help="kohya (default) is read by kohya-ss/sd-scripts, A1111, ComfyUI and diffusers",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="float32 (default) keeps every weight exactly; float16 halves the file and rounds to 1 part in 2000",
+    )
+    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
+    options = parser.parse_args(words)
+    from geoseg.export import export
+
+    try:
+        done = export(options.source, options.to, options.format, options.dtype, options.force)
+    except (ValueError, OSError) as error:
+        print(f"geoseg export: {error}", file=sys.stderr)
+        return 2
+    modules = done.adapter.modules
+    ranks = ", ".join(str(rank) for rank in sorted({module.rank for module in modules}))
+    alphas = ", ".join(f"{alpha:g}" for alpha in sorted({module.alpha for module in modules}))
+    print(done.path)
+    print(f"  {len(modules)} modules, rank {ranks}, alpha {alphas}")
+    size = "" if done.adapter.fits_sd1 else "; other programs need that very model, since it is no Stable Diffusion 1"
+    print(f"  trained on {done.base}{size}")
+    print(f"  in a prompt: <lora:{done.path.stem}:1>")
+    return 0
 
 
 def _run(words: list[str]) -> int:

@@ -6,11 +6,9 @@ The only place that knows peft. Functions take ``parts``: named modules, "unet" 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,18 +16,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import StableDiffusionPipeline
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.utils import (
-    convert_state_dict_to_diffusers,
-    convert_state_dict_to_peft,
-    convert_unet_state_dict_to_peft,
-)
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
+from geoseg.adapters import FILE, Adapter, Layer, pattern, read, write
 from geoseg.randomness import stream
 
 UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
@@ -38,13 +29,6 @@ them: 192 in Stable Diffusion 1.5."""
 
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 """Every linear layer of CLIP's attention and MLP, from the same source: 72 in Stable Diffusion 1.5."""
-
-FILE = "pytorch_lora_weights.safetensors"
-"""The name diffusers looks for in an adapter folder."""
-
-_PREFIX = {"unet": "unet", "text": "text_encoder"}  # what diffusers calls the parts inside a file
-_KOHYA = {"unet": ("lora_unet_",), "text": ("lora_te_", "lora_te1_")}  # and what kohya-ss/sd-scripts calls them
-_SIDES = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight"}
 
 
 class LoRA:
@@ -184,8 +168,7 @@ def weighted(parts: Mapping[str, nn.Module], weights: Mapping[str, Mapping[str, 
 def save(parts: Mapping[str, nn.Module], folder: str | os.PathLike[str], name: str) -> Path:
     """Writes one adapter as ``pytorch_lora_weights.safetensors``, which diffusers reads too.
 
-    Rank and alpha go into the file; without them a reader would take alpha for the rank. The file appears whole or
-    not at all.
+    The file appears whole or not at all.
 
     Args:
         parts: where the adapter is attached.
@@ -195,33 +178,32 @@ def save(parts: Mapping[str, nn.Module], folder: str | os.PathLike[str], name: s
     Raises:
         ValueError: no such adapter.
     """
+    return write(gathered(parts, name), Path(folder) / FILE, "diffusers")
+
+
+def gathered(parts: Mapping[str, nn.Module], name: str) -> Adapter:
+    """The matrices of one adapter by part and layer, ready to be written.
+
+    Raises:
+        ValueError: no such adapter.
+    """
     if name not in adapter_names(parts):
         raise ValueError(f"no adapter {name!r} to save, only {adapter_names(parts)}")
-    options: dict[str, Any] = {}
-    for part, prefix in _PREFIX.items():
-        module = parts.get(part)
-        if module is None or name not in adapter_names({part: module}):
+    layers: dict[str, dict[str, Layer]] = {}
+    options: dict[str, dict[str, Any]] = {}
+    for part, module in parts.items():
+        if name not in adapter_names({part: module}):
             continue
-        state = get_peft_model_state_dict(module, adapter_name=name)
-        if part == "text" and not hasattr(module, "text_model"):
-            # the level that transformers 5 dropped and every other reader expects
-            state = {f"text_model.{key}": value for key, value in state.items()}
-        config = cast(Any, module).peft_config[name].to_dict()
-        options[f"{prefix}_lora_layers"] = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        options[f"{prefix}_lora_adapter_metadata"] = {
-            key: sorted(value) if isinstance(value, set) else value for key, value in config.items()
+        config = cast(Any, module).peft_config[name]
+        options[part] = {"target_modules": sorted(config.target_modules), "lora_dropout": config.lora_dropout}
+        layers[part] = {
+            _path_in_file(part, path): Layer(
+                layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), layer.lora_alpha[name]
+            )
+            for path, layer in _layers(module)
+            if name in layer.lora_A
         }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{uuid.uuid4().hex}.safetensors"
-    try:
-        StableDiffusionPipeline.save_lora_weights(str(folder), weight_name=scratch.name, **options)
-        with open(scratch, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, folder / FILE)
-    finally:
-        scratch.unlink(missing_ok=True)
-    return folder / FILE
+    return Adapter(layers, options, {}, flat=False)
 
 
 def load(parts: Mapping[str, nn.Module], folder: str | os.PathLike[str], name: str) -> None:
@@ -235,7 +217,8 @@ def load(parts: Mapping[str, nn.Module], folder: str | os.PathLike[str], name: s
         name: what to call it here.
 
     Raises:
-        ValueError: no file, the name is taken, or the file belongs to another model. Nothing has been changed then.
+        ValueError: no file, the name is taken, or something in the file has no place in these parts, such as that of
+            another model. Nothing has been changed then.
     """
     _check_name(name)
     path = Path(folder) if Path(folder).suffix == ".safetensors" else Path(folder) / FILE
@@ -243,28 +226,22 @@ def load(parts: Mapping[str, nn.Module], folder: str | os.PathLike[str], name: s
         raise ValueError(f"there is no adapter file {path}; give the folder that an adapter was saved to")
     if name in adapter_names(parts):
         raise ValueError(f"an adapter called {name!r} is attached already; detach it or choose another name")
-    with safe_open(path, framework="pt") as file:
-        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        metadata = json.loads((file.metadata() or {}).get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    plans: dict[str, tuple[LoraConfig, dict[str, Tensor]]] = {}
-    for part, prefix in _PREFIX.items():
-        mine, alphas = _of_part(state, part, parts.get(part))
-        if not mine:
-            continue
+    adapter = read(path)
+    if not adapter.layers:
+        raise ValueError(f"{path} holds no adapter for {' or '.join(parts)}")
+    plans: dict[str, dict[str, Layer]] = {}
+    for part, layers in adapter.layers.items():
         if part not in parts:
             raise ValueError(f"{path} adapts the part {part!r}, which this model lacks")
-        _check_fits(path, part, parts[part], mine)
-        stated = {key.removeprefix(f"{prefix}."): v for key, v in metadata.items() if key.startswith(f"{prefix}.")}
-        plans[part] = (LoraConfig(**stated) if stated else _config_of(mine, alphas), mine)
-    if not plans:
-        raise ValueError(f"{path} holds no adapter for {' or '.join(parts)}")
-    for part, (config, mine) in plans.items():
-        _inject(parts[part], name, config)
+        plans[part] = _placed(path, part, parts[part], layers, adapter)
+    for part, layers in plans.items():
+        dropout = adapter.options[part].get("lora_dropout", 0.0)
+        _inject(parts[part], name, LoraConfig(target_modules=list(layers), lora_dropout=dropout, **pattern(layers)))
         for layer_path, layer in _layers(parts[part]):
             if name in layer.lora_A:
                 with torch.no_grad():
-                    layer.lora_A[name].weight.copy_(mine[f"{layer_path}.lora_A.weight"])
-                    layer.lora_B[name].weight.copy_(mine[f"{layer_path}.lora_B.weight"])
+                    layer.lora_A[name].weight.copy_(layers[layer_path].down)
+                    layer.lora_B[name].weight.copy_(layers[layer_path].up)
 
 
 def detach(parts: Mapping[str, nn.Module]) -> None:
@@ -318,65 +295,43 @@ def _inject(part: nn.Module, name: str, config: LoraConfig) -> None:
     part.train(training)  # new modules start in training mode, which would leave dropout on in a frozen model
 
 
-def _of_part(
-    state: dict[str, Tensor], part: str, module: nn.Module | None
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """A file's matrices for one part as "layer.lora_A.weight", and the alphas that it states, by layer."""
-    level = "" if module is not None and hasattr(module, "text_model") else "text_model."
-    start = f"{_PREFIX[part]}."
-    mine = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-    if mine:
-        if not all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in mine):  # older files of diffusers
-            unet = part == "unet"
-            mine = (
-                convert_unet_state_dict_to_peft(mine)
-                if unet
-                else convert_state_dict_to_peft(convert_state_dict_to_diffusers(mine))
-            )
-        return {key.removeprefix(level): value for key, value in mine.items()}, {}
-    # kohya-ss/sd-scripts writes a layer's path with "_" for ".", which only the model's own paths can undo
-    flat = {} if module is None else {path.replace(".", "_"): path for path, _ in _plain(module)}
-    alphas: dict[str, float] = {}
-    for key, value in state.items():
-        if not key.startswith(_KOHYA[part]):
-            continue
-        name, _, rest = key.partition(".")
-        name = name.removeprefix("lora_unet_").removeprefix("lora_te1_").removeprefix("lora_te_")
-        path = flat.get(name.removeprefix(level.replace(".", "_")), name)
-        if rest == "alpha":
-            alphas[path] = float(value)
-        else:
-            mine[f"{path}.{_SIDES.get(rest, rest)}"] = value
-    return mine, alphas
+def _path_in_file(part: str, path: str) -> str:
+    # the level that transformers 5 dropped
+    return path.removeprefix("text_model.") if part == "text" else path
 
 
-def _check_fits(path: Path, part: str, module: nn.Module, state: dict[str, Tensor]) -> None:
-    layers = dict(_plain(module))
-    for key, value in state.items():
-        name, _, side = key.rpartition(".lora_")
-        layer = layers.get(name)
-        weight = getattr(layer, "weight", None)
-        # A reads the layer's input, B writes its output; kernels of a convolution follow
-        expected = None if weight is None else (weight.shape[1] if side == "A.weight" else weight.shape[0])
-        found = value.shape[1] if side == "A.weight" else value.shape[0]
-        if expected is None or expected != found:
-            what = "no such layer is there" if expected is None else f"{expected} channels are there"
+def _placed(
+    path: Path, part: str, module: nn.Module, layers: Mapping[str, Layer], adapter: Adapter
+) -> dict[str, Layer]:
+    """The file's layers under the model's own paths; everything in the file must find its place."""
+    there = {name: layer for name, layer in _plain(module) if isinstance(layer, nn.Linear | nn.Conv2d)}
+    known = {_path_in_file(part, name).replace(".", "_"): name for name in there}
+    origin = f"{path} was trained on another model ({adapter.base}): for {part}"
+    remedy = "load the checkpoint it was trained on"
+    extra = [name for name in layers if name.replace(".", "_") not in known]
+    if extra:
+        raise ValueError(
+            f"{origin} it holds {len(extra)} of {len(layers)} layers that are not there, such as {extra[0]}; {remedy}"
+        )
+    placed = {known[name.replace(".", "_")]: layer for name, layer in layers.items()}
+    for name, layer in placed.items():
+        weight = there[name].weight  # [out, in], of a convolution [out, in, kernel, kernel]
+        # down reads the layer's input with its kernel, up writes the output
+        wanted = (layer.rank, *weight.shape[1:]), (weight.shape[0], layer.rank, *(1 for _ in weight.shape[2:]))
+        found = tuple(layer.down.shape), tuple(layer.up.shape)
+        if found != wanted:
+            raise ValueError(f"{origin} {name} has matrices of {found}, but {wanted} are wanted here; {remedy}")
+    options = adapter.options[part]
+    targets = options.get("target_modules")
+    if isinstance(targets, list) and not (options.get("exclude_modules") or options.get("layers_to_transform")):
+        missing = [
+            name
+            for name in there
+            if name not in placed and any(name == target or name.endswith(f".{target}") for target in targets)
+        ]
+        if missing:
             raise ValueError(
-                f"{path} was trained on another model: for {part} it holds {key} with {found} channels, but {what}; "
-                "load the checkpoint it was trained on"
+                f"{path} misses {len(missing)} layers of {part} that it says it adapts, such as {missing[0]}; the file "
+                "is not whole, or was trained on a smaller model"
             )
-
-
-def _config_of(state: dict[str, Tensor], alphas: Mapping[str, float]) -> LoraConfig:
-    """The plan of a file that does not state it: ranks from its shapes, alpha = rank where nothing else is known."""
-    suffix = ".lora_A.weight"
-    ranks = {key.removesuffix(suffix): value.shape[0] for key, value in state.items() if key.endswith(suffix)}
-    scales = {layer: float(alphas.get(layer, rank)) for layer, rank in ranks.items()}
-    rank, alpha = next(iter(ranks.values())), next(iter(scales.values()))
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=list(ranks),
-        rank_pattern={layer: value for layer, value in ranks.items() if value != rank},
-        alpha_pattern={layer: value for layer, value in scales.items() if value != alpha},
-    )
+    return placed

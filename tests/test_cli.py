@@ -43,7 +43,7 @@ def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str
     assert run_cli("rnu") == 2
     assert "no command 'rnu'; did you mean run?" in capsys.readouterr().err
     assert run_cli("xyz") == 2
-    assert "there are run, demo, report" in capsys.readouterr().err
+    assert "there are run, demo, report, export" in capsys.readouterr().err
     assert run_cli("demo", "--help") == 0
     assert "experiment=label_lora" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -267,7 +268,6 @@ def test_diffusers_reads_the_file(model: LatentDiffusion, tmp_path: Path, alpha:
 def test_reads_a_file_of_diffusers(model: LatentDiffusion, tmp_path: Path) -> None:
     """Written as the training examples of diffusers do: no metadata, rank = alpha."""
     from diffusers.utils import convert_state_dict_to_diffusers
-    from peft import get_peft_model_state_dict
 
     LoRA(rank=4, alpha=4).attach(model.parts())
     learn(model)
@@ -279,6 +279,39 @@ def test_reads_a_file_of_diffusers(model: LatentDiffusion, tmp_path: Path) -> No
     other = tiny_latent_diffusion()
     load(other.parts(), tmp_path, "vai1")
     assert torch.equal(answer(other), answer(model))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_reads_what_diffusers_and_peft_say_of_rank_and_alpha(
+    model: LatentDiffusion, tmp_path: Path, rslora: bool
+) -> None:
+    """Injected by peft and written by diffusers: patterns that set ranks and alphas apart, scaled by a square root."""
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        use_rslora=rslora,
+        target_modules=["to_q", "to_k"],
+        rank_pattern={"mid_block.*to_q": 2},
+        alpha_pattern={"to_k": 3, "attn2.to_q": 5},
+    )
+    base = answer(model)
+    inject_adapter_in_model(config, model.unet, adapter_name="theirs")
+    learn(model)
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(model.unet, adapter_name="theirs"),
+        unet_lora_adapter_metadata={
+            key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
+        },
+    )
+    other = tiny_latent_diffusion()
+    load(other.parts(), tmp_path, "vai1")
+    torch.testing.assert_close(answer(other), answer(model), atol=1e-5, rtol=0)
+    assert not torch.allclose(answer(other), base, atol=1e-2)
+    save(other.parts(), tmp_path / "again", "vai1")
+    third = tiny_latent_diffusion()
+    load(third.parts(), tmp_path / "again", "vai1")
+    assert torch.equal(answer(third), answer(other))
 
 
 def test_reads_a_file_of_kohya(model: LatentDiffusion, tmp_path: Path) -> None:
@@ -305,7 +338,7 @@ def test_a_file_of_another_model_is_refused_and_leaves_no_trace(model: LatentDif
     key = next(key for key in state if key.startswith("text_encoder") and "lora_A" in key)
     for name, changed in (
         ("wide", {key: torch.zeros(2, 99)}),
-        ("odd", {"text_encoder.nowhere.lora_A.weight": torch.zeros(2, 16)}),
+        ("odd", {f"text_encoder.nowhere.lora_{x}.weight": torch.zeros(2, 2) for x in "AB"}),
     ):
         save_file({**state, **changed}, tmp_path / f"{name}.safetensors")
         other = tiny_latent_diffusion()
