@@ -24,6 +24,8 @@ geoseg: which way of segmenting my profiles works, with the few labels I have?
   geoseg run -m ... seed=0,1,2        one run per combination
   geoseg report runs --to FOLDER      gather records into results.csv and one table
   geoseg export RUN --to FILE         a run's LoRA as a file for A1111, ComfyUI, kohya or diffusers
+  geoseg doctor                       what this machine has and lacks, and the line that repairs it
+  geoseg fetch checkpoints=hub        what the real checkpoints are and whether they are here; --yes fetches them
 
 geoseg COMMAND --help tells more. Results go to the folder runs.
 """
@@ -43,10 +45,27 @@ geoseg run experiment=label_lora --help. Records and figures go to the folder ru
 """
 
 
+FETCH = """\
+geoseg fetch [checkpoints=hub] [--yes] [key=value ...]
+
+Lists what a choice of checkpoints needs from elsewhere, with revision, licence and size, and whether it is here. With
+--yes it is fetched from the Hugging Face hub, the files that geoseg reads and no others, so that a node without
+internet can run with HF_HUB_OFFLINE=1. Segment Anything's file you fetch yourself: its address and checksum are shown,
+and a file that checkpoints.sam.path=FILE names is compared with them.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {"run": _run, "demo": _demo, "report": _report, "export": _export}
+    commands = {
+        "run": _run,
+        "demo": _demo,
+        "report": _report,
+        "export": _export,
+        "doctor": _doctor,
+        "fetch": _fetch,
+    }
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -181,6 +200,57 @@ def _export(words: list[str]) -> int:
     size = "" if done.adapter.fits_sd1 else "; other programs need that very model, since it is no Stable Diffusion 1"
     print(f"  trained on {done.base}{size}")
     print(f"  in a prompt: <lora:{done.path.stem}:1>")
+    return 0
+
+
+def _doctor(words: list[str]) -> int:
+    """Looks at the machine; 0 when the demo can run."""
+    parser = argparse.ArgumentParser(
+        "geoseg doctor",
+        description="Looks at system, memory, disk, libraries, GPU and embedded checkpoints, without network, and says "
+        "of each problem how to repair it. The exit code is 0 when geoseg demo can run, else 1.",
+    )
+    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="where results will be written")
+    options = parser.parse_args(words)
+    from pathlib import Path
+
+    from geoseg.doctor import diagnose, print_findings
+
+    return 0 if print_findings(diagnose(Path(options.runs))) else 1
+
+
+def _fetch(words: list[str]) -> int:
+    """Lists the checkpoints of an option, and fetches them."""
+    if any(word in ("-h", "--help") for word in words):
+        print(FETCH)
+        return 0
+    overrides = [word for word in words if word not in ("-y", "--yes")]
+    agreed = len(overrides) < len(words)
+    if not any(word.startswith("checkpoints=") for word in overrides):
+        overrides.insert(0, "checkpoints=hub")
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    from geoseg.config import conf_folder, register_resolvers
+    from geoseg.fetch import cache, fetch, items, print_items
+
+    register_resolvers()
+    quieten()
+    try:
+        check_overrides(overrides)
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            checkpoints: Any = OmegaConf.to_container(compose("run", overrides=overrides).checkpoints, resolve=True)
+        found = items(checkpoints)
+        print_items(found)
+        missing = [item for item in found if item.hub and not item.here]
+        if missing and not agreed:
+            print(f"geoseg fetch --yes {' '.join(overrides)} fetches what the hub has, into {cache()}")
+        for item in missing if agreed else []:
+            print(f"{item.name} -> {fetch(item.name, checkpoints[item.part].get('revision'))}")
+    except (HydraException, ValueError) as error:
+        print(f"geoseg fetch: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -43,7 +43,7 @@ def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str
     assert run_cli("rnu") == 2
     assert "no command 'rnu'; did you mean run?" in capsys.readouterr().err
     assert run_cli("xyz") == 2
-    assert "there are run, demo, report, export" in capsys.readouterr().err
+    assert "there are run, demo, report, export, doctor, fetch" in capsys.readouterr().err
     assert run_cli("demo", "--help") == 0
     assert "experiment=label_lora" in capsys.readouterr().out
 
@@ -51,7 +51,7 @@ def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str
 def test_help_of_run_lists_groups_and_settings(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("run", "--help") == 0
     text = capsys.readouterr().out
-    for words in ("label_lora", "checkpoints: demo, hub, local", "strength: 0.53", "num_train: 4"):
+    for words in ("label_lora", "checkpoints: demo, hub, hub_sd2, local", "strength: 0.53", "num_train: 4"):
         assert words in text
     assert "== " not in text  # no template of Hydra's own
 
@@ -81,7 +81,7 @@ def test_the_whole_configuration_can_be_shown(
         (["experiment=label_lore"], "no experiment=label_lore; did you mean experiment=label_lora?"),
         (["method=u-net"], "no method=u-net; did you mean method=unet?"),
         (["trainer=tpu"], "no trainer=tpu; did you mean trainer=gpu?"),
-        (["checkpoints=x"], "no checkpoints=x; there are demo, hub, local"),
+        (["checkpoints=x"], "no checkpoints=x; there are demo, hub, hub_sd2, local"),
         (["data.select=[a,b"], "cannot read 'data.select=[a,b'"),
         (["prompt.text=a: b, c"], "put quotes around a value"),
         (["prompt.text=a <lora:vai1:1>"], "put quotes around a value"),

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from geoseg.diffusion import single_file
 from geoseg.diffusion.codec import Codec
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -59,22 +60,34 @@ class LatentDiffusion(nn.Module):
 
     @classmethod
     def load(
-        cls, path_or_id: str | os.PathLike[str], revision: str | None = None, dtype: str | torch.dtype = torch.float32
+        cls,
+        path_or_id: str | os.PathLike[str],
+        revision: str | None = None,
+        dtype: str | torch.dtype = torch.float32,
+        prediction_type: str | None = None,
     ) -> LatentDiffusion:
-        """Reads a StableDiffusionPipeline.
+        """Reads a StableDiffusionPipeline, or one file of Stable Diffusion 1 or 2 in CompVis's layout.
 
         Args:
-            path_or_id: a folder with vae, unet, text_encoder, tokenizer and scheduler, or the id of one on the Hugging
-                Face hub. Weights are read from safetensors files only.
-            revision: branch, tag or commit on the hub; None is its main branch. Not for folders.
+            path_or_id: a folder with vae, unet, text_encoder, tokenizer and scheduler, the id of one on the Hugging
+                Face hub, or a single file as A1111's web UI uses them. Weights are read from safetensors files only.
+            revision: branch, tag or commit on the hub; None is its main branch. Not for folders and files.
             dtype: type of the weights in memory, whatever the files hold; "float32", "float16" or "bfloat16". The
-                autoencoder stays in float32 where its configuration asks for that.
+                autoencoder stays in float32 where its configuration asks for that, as that of a single file does.
+            prediction_type: "epsilon" or "v_prediction", for a single file that does not say which; None elsewhere,
+                since a folder's scheduler says it.
 
         Raises:
             ValueError: nothing is there, or a part is missing.
         """
         dtype = _dtype(dtype)
+        if prediction_type not in (None, *single_file.PREDICTION_TYPES):
+            raise ValueError(f"prediction_type must be epsilon, v_prediction or null, got {prediction_type}")
         where = os.path.expanduser(path_or_id)
+        if single_file.is_file(where):
+            return cls(**single_file.read(where, prediction_type, dtype))
+        if prediction_type is not None:
+            raise ValueError("prediction_type is for single files; a folder says it in scheduler/scheduler_config.json")
         if os.path.isdir(where):
             missing = [part for part in PARTS if not os.path.isdir(os.path.join(where, part))]
             if missing:
@@ -83,7 +96,9 @@ class LatentDiffusion(nn.Module):
                     "write one with its save_pretrained, or give the id of one on the hub"
                 )
         elif where.startswith((".", "/", "~")) or where.count("/") > 1 or not where:
-            raise ValueError(f"there is no folder {where!r}; give a StableDiffusionPipeline folder or a hub id")
+            raise ValueError(
+                f"there is no folder {where!r}; give a StableDiffusionPipeline folder, a .safetensors file or a hub id"
+            )
         options: dict[str, Any] = {"revision": revision} if revision is not None else {}
         weights = {"use_safetensors": True, **options}
         with _quiet():
