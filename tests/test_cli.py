@@ -192,6 +192,12 @@ def test_trust_lets_a_package_in(
     sys.modules.pop("mymethods")
 
 
+def test_one_rival_is_left_out(run_cli: Callable[..., int], tmp_path: Path) -> None:
+    rivals = ("+method@rivals.a=input_as_is", "rivals.a.title=kept", "+method@rivals.b=input_as_is", "rivals.b=null")
+    assert run_cli("run", *AS_IS, *rivals) == 0
+    assert {json.loads(path.read_text())["method"] for path in record_paths(tmp_path)} <= {"input as is", "kept"}
+
+
 @pytest.mark.parametrize("order", ["first", "last"])
 def test_several_runs(run_cli: Callable[..., int], tmp_path: Path, order: str) -> None:
     words = ["-m", *AS_IS, "seed=0,1"] if order == "first" else [*AS_IS, "seed=0,1", "--multirun"]
