@@ -54,8 +54,8 @@ def main_table(records: Sequence[Mapping[str, Any]]) -> Table:
         title=f"{first['experiment']} on {first['data']['name']}, seed {first['seed']}: "
         f"{count} test profile{'s' * (count != 1)}, checkpoints={first['checkpoints']['kind']}",
         caption="Dice loss on grey values: original label is the same for all methods, original generated tells how "
-        "far a picture moved, in label generated ↓ lower is better. Label map, ↑ higher is better: first line as drawn, "
-        "second line after the best one-to-one matching of classes." + demo,
+        "far a picture moved, in label generated ↓ lower is better. Label map, ↑ higher is better: first as drawn, "
+        "then after the best one-to-one matching of classes." + demo,
         box=box.SIMPLE,
     )
     table.add_column("method")
