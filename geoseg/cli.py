@@ -151,7 +151,7 @@ def _draw_maps(records: Any, runs: Any, keys: Any, folder: Any) -> Any:
     short = tuple(key.rpartition(".")[2] for key in keys)
     for grid in grids(records, places, keys):
         name = grid.method.replace(" ", "_").lower()
-        yield draw_map(grid.scores, short, folder / f"map_{name}.png", grid.method)
+        yield draw_map(grid.scores, short, folder / f"map_{name}.png", f"{grid.method}, last stage")
         first = next(iter(grid.folders.values())) / "predictions"
         for stage in sorted(path for path in first.glob("*") if path.name != "labels"):
             picture = min(stage.iterdir()).name
@@ -315,6 +315,8 @@ def _run(words: list[str]) -> int:
             first = next((i for i, word in enumerate(rest) if word in overrides), len(rest))
             sys.argv = ["geoseg run", *flags, *rest[:first], *places, *rest[first:]]
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(job)()
+        if multirun and not asked:
+            print(f"{len(result)} runs; geoseg report runs/NAME --to FOLDER puts them into one table")
     except SystemExit as stop:
         return int(stop.code or 0)
     finally:

@@ -39,7 +39,14 @@ def draw_stages(pictures: Sequence[Mapping[str, Any]], classes: Mapping[str, str
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=10)
     patches = [Patch(facecolor=colour, edgecolor="0.4", label=name) for name, colour in classes.items()]
-    options = {"ncols": min(len(patches), 6), "fontsize": 7, "title": note, "title_fontsize": 7, "frameon": False}
+    that_fit = max(1, int(figure.get_figwidth() / 1.5))
+    options = {
+        "ncols": min(len(patches), that_fit),
+        "fontsize": 7,
+        "title": note,
+        "title_fontsize": 7,
+        "frameon": False,
+    }
     figure.legend(handles=patches, loc="outside lower center", **options)
     return _write(figure, path)
 

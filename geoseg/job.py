@@ -118,6 +118,8 @@ class Job:
                 return self._run(method)
             except BaseException as error:
                 earlier = read_record(self.folder)
+                if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
+                    log.warning("interrupted; the same command starts this run again, and what is finished is kept")
                 if earlier is None or earlier["status"] != "done":  # a forced run that fails leaves the good record
                     trace = "".join(traceback.format_exception(error))
                     self._record(status="failed", error=f"{type(error).__name__}: {error}", traceback=trace)
@@ -151,7 +153,7 @@ class Job:
                 try:
                     task.check(self._batches(task))
                 except ValueError as error:
-                    raise ValueError(f"{self.where}.task: {error}") from None
+                    raise ValueError(f"{self.where}.task.schedule: {error}") from None
             yield Assembled(task, bare, predictor)
         finally:
             if adapter is not None:

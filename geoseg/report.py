@@ -48,17 +48,22 @@ def main_table(records: Sequence[Mapping[str, Any]]) -> Table:
     controls = [record for record in rivals if not record["given"]["labels"]]
     trained = [record for record in rivals if record["given"]["labels"]]
     count = len(first["data"]["test"])
+    small = first["checkpoints"]["kind"] == "demo"
+    demo = " These are the small embedded checkpoints; published ones may do otherwise." if small else ""
     table = Table(
         title=f"{first['experiment']} on {first['data']['name']}, seed {first['seed']}: "
         f"{count} test profile{'s' * (count != 1)}, checkpoints={first['checkpoints']['kind']}",
-        caption="Dice loss on grey intensities, ↓ lower is better. Label map: first line as drawn, second line after "
-        "the best one-to-one matching of classes, ↑ higher is better.",
+        caption="Dice loss on grey values: original label is the same for all methods, original generated tells how "
+        "far a picture moved, in label generated ↓ lower is better. Label map, ↑ higher is better: first as drawn, "
+        "then after the best one-to-one matching of classes." + demo,
         box=box.SIMPLE,
     )
     table.add_column("method")
     table.add_column("trained on")
-    for title in DICE.values():
-        table.add_column(f"Dice loss\n{title} ↓", justify="right")
+    for name, title in DICE.items():
+        # the first is one number per data set, and doing nothing is best in the second
+        arrow = " ↓" if name == "dice_loss/label_generated" else ""
+        table.add_column(f"Dice loss\n{title}{arrow}", justify="right")
     for title in CLASS.values():
         table.add_column(f"{title} ↑", justify="right")
     for record in [*controls, first, *trained]:
@@ -102,8 +107,8 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
     if "sam/masks" in first.get("facts", {}):
         facts = first["facts"]
         console.print(
-            f"Segment Anything: {facts['sam/masks']:.3g} masks per picture on average, which cover "
-            f"{facts['sam/coverage']:.0%} of it; the largest covers {facts['sam/largest']:.0%}"
+            f"Segment Anything, mean per picture: masks {facts['sam/masks']:.3g}, covered "
+            f"{facts['sam/coverage']:.0%}, by the largest {facts['sam/largest']:.0%}"
         )
     runs = folder.parent
     for record in records:

@@ -40,7 +40,7 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
         check_type(name, settings[name], kind)
     check_types(settings)
     rivals = {f"rivals.{name}": method for name, method in (settings["rivals"] or {}).items()}
-    methods = {"method": settings["method"], **rivals}
+    methods = {"method": settings["method"], **{key: method for key, method in rivals.items() if method is not None}}
     data: DataModule = build(settings["data"], "data")
     data.prepare()
     if not data.names["test"] and any(method["predictor"] is not None for method in methods.values()):

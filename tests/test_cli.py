@@ -116,10 +116,10 @@ def test_the_check_takes_what_is_right() -> None:
         (["method.task.lr.unet=-0.001"], "a learning rate must not be negative"),
         (["method.task.lr={unet: 0, text: 0}"], "every learning rate is 0"),
         (["method.task.fit.epochs=0"], "method.task.fit: epochs must be 1 or more, got 0"),
-        (["method.task.schedule.warmup=99999"], "method.task: warmup must be from 0 to below the"),
+        (["method.task.schedule.warmup=99999"], "method.task.schedule: warmup must be from 0 to below the"),
         (
             ["experiment=label_lora", "rivals.unet.task.schedule.warmup=99999"],
-            "rivals.unet.task: warmup must be from 0 to below the",
+            "rivals.unet.task.schedule: warmup must be from 0 to below the",
         ),
         (["experiment=label_lora", "rivals.without_lora.predictor.batch=0"], "rivals.without_lora.predictor: wanted"),
         (["method.predictor.strength=abc"], "method.predictor.strength=abc: a number is wanted"),
@@ -190,6 +190,12 @@ def test_trust_lets_a_package_in(
     assert "trust=[mymethods]" in capsys.readouterr().err
     assert run_cli("run", *words, "trust=[mymethods]") == 0
     sys.modules.pop("mymethods")
+
+
+def test_one_rival_is_left_out(run_cli: Callable[..., int], tmp_path: Path) -> None:
+    rivals = ("+method@rivals.a=input_as_is", "rivals.a.title=kept", "+method@rivals.b=input_as_is", "rivals.b=null")
+    assert run_cli("run", *AS_IS, *rivals) == 0
+    assert {json.loads(path.read_text())["method"] for path in record_paths(tmp_path)} <= {"input as is", "kept"}
 
 
 @pytest.mark.parametrize("order", ["first", "last"])

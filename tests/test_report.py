@@ -139,7 +139,7 @@ def test_what_is_printed_after_a_run() -> None:
     facts = {"sam/masks": 12.34, "sam/coverage": 0.5, "sam/largest": 0.123}
     print_run([{**RUN[0], "facts": facts}, *RUN[1:]], Path("runs/asked/l04"), console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "12.3 masks per picture on average, which cover 50% of it; the largest covers 12%" in text
+    assert "mean per picture: masks 12.3, covered 50%, by the largest 12%" in text
     assert [line for line in text.splitlines() if "record.json" in line] == [
         f"  record           runs/asked/{run}/record.json" for run in ("l04", "i00", "w00", "U04")
     ]

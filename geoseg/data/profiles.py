@@ -28,7 +28,7 @@ class ProfileFolder:
         root: the folder that holds both.
         images: name of the folder with profiles.
         labels: name of the folder with label maps.
-        num_classes: K; None takes the largest label found plus one.
+        num_classes: K; None takes the largest label found plus one, where every smaller one occurs too.
         class_names: K names; None numbers them.
         label_values: pixel value of each class in order, such as [0, 255] for a mask; None: values are indices.
         unit: what an independent unit is.
@@ -61,7 +61,7 @@ class ProfileFolder:
         elif num_classes is not None:
             self.num_classes = num_classes
         else:
-            self.num_classes = self._largest_label() + 1
+            self.num_classes = self._count_classes()
         self._check_pairs()
         if self.num_classes < 2:
             raise ValueError(
@@ -100,7 +100,10 @@ class ProfileFolder:
 
     def _check_pairs(self) -> None:
         """Whoever has to mend file names hears at once what else is wrong."""
-        alone = [f"{self._images[stem].name}: no label map" for stem in sorted(self._images.keys() - self._labels)]
+        alone = [
+            f"{self._images[stem].name}: no label map; draw one, or move the profile away"
+            for stem in sorted(self._images.keys() - self._labels)
+        ]
         alone += [f"{self._labels[stem].name}: no profile" for stem in sorted(self._labels.keys() - self._images)]
         if alone:
             wrong = alone + self._faults(self.names)
@@ -165,16 +168,26 @@ class ProfileFolder:
             stems[path.stem] = path
         return stems
 
-    def _largest_label(self) -> int:
-        largest = 0
+    def _count_classes(self) -> int:
+        holders: dict[int, list[str]] = {}
         for name in self.names:
             try:
-                values = np.unique(_label(self._labels[name]))
+                values = np.unique(_label(self._labels[name])).tolist()
             except ValueError:
                 continue  # ``check`` lists unreadable files, all at once
-            values = values[values != IGNORE]
-            largest = max(largest, int(values.max(initial=0)))
-        return largest
+            for value in values:
+                if value != IGNORE:
+                    holders.setdefault(value, []).append(self._labels[name].name)
+        count = max(holders, default=0) + 1
+        absent = sorted(set(range(count)) - holders.keys())
+        if holders and absent:
+            beyond = [f"{value} in {', '.join(holders[value][:3])}" for value in sorted(holders) if value > absent[0]]
+            raise ValueError(
+                f"no label map holds the value {', '.join(map(str, absent[:SHOWN]))}, but there is "
+                f"{'; '.join(beyond[:SHOWN])}; mend the label maps, or set data.source.num_classes={count} if a "
+                "class may be absent, or data.source.label_values to the value of each class in order, such as [0,255]"
+            )
+        return count
 
     def _indices(self, target: np.ndarray) -> np.ndarray:
         if self._values is None:

@@ -115,6 +115,9 @@ class EvaluationTask(pl.LightningModule):
     def _remember(self, batch: Batch, prediction: Prediction, answer: Tensor, label_picture: Tensor) -> None:
         for i in range(min(len(batch["name"]), self.keep - len(self.pictures))):
             stages = {stage: picture[i].float().cpu() for stage, picture in prediction.stages.items()}
+            found = self.palette.paint(prediction.labels[i : i + 1])[0].float().cpu()
+            if stages and not torch.equal(list(stages.values())[-1], found):
+                stages["read as classes"] = found  # what is scored, where the last stage is a picture
             self.pictures.append(
                 {
                     "name": batch["name"][i],

@@ -174,8 +174,8 @@ def test_what_has_no_partner_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="do not pair up by file name") as error:
         ProfileFolder(str(tmp_path))
     assert str(error.value).splitlines()[1:] == [
-        "  lime3.png: no label map",
-        "  line1.png: no label map",
+        "  lime3.png: no label map; draw one, or move the profile away",
+        "  line1.png: no label map; draw one, or move the profile away",
         "  line3.png: no profile",
     ]
 
@@ -197,6 +197,18 @@ def test_files_that_are_no_pictures_are_named(tmp_path: Path, caplog: pytest.Log
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path / 'images'}: left out, since they are no pictures: volume.sgy"
     ]
+
+
+def test_a_gap_between_labels_is_asked_about(tmp_path: Path) -> None:
+    folder(tmp_path, classes=3)
+    with Image.open(tmp_path / "images" / "line1.png") as picture:
+        Image.fromarray(np.full((picture.height, picture.width), 5, np.uint8)).save(tmp_path / "labels" / "line1.png")
+    with pytest.raises(
+        ValueError, match=r"no label map holds the value 3, 4, but there is 5 in line1\.png; mend"
+    ) as error:
+        ProfileFolder(str(tmp_path))
+    assert "data.source.num_classes=6" in str(error.value)
+    assert ProfileFolder(str(tmp_path), num_classes=6).num_classes == 6
 
 
 def test_two_pictures_of_one_name(tmp_path: Path) -> None:
