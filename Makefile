@@ -15,7 +15,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types floors unit test-slow format lock checkpoints embed report wheel clean
+.PHONY: help setup demo test lint types floors unit test-slow format lock checkpoints embed report bench wheel clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -85,6 +85,9 @@ report: $(READY) ## results.csv and the table of every experiment, from the reco
 	@for folder in experiments/*/; do test -d "$$folder" || continue; \
 		if test -d "runs/$$(basename $$folder)"; then $(BIN)/geoseg report "runs/$$(basename $$folder)" --to "$$folder"; \
 		else echo "$$folder: no runs here, table left as it is"; fi; done
+
+bench: $(READY) ## label LoRA's speed against plain scripts, five minutes
+	$(BIN)/python experiments/speed/bench.py --to experiments/speed $(ARGS)
 
 wheel: $(READY) ## dist/geoseg-*.whl
 	$(BIN)/uv build --wheel --quiet && ls -l dist
