@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from torch import Tensor
 
 from geoseg.adapters import Adapter, Layer, in_diffusers_layout, in_kohya_layout, read, write
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.lora import LoRA, adapter_names, detach, gathered, load, set_weight, trainable
-from tests.tiny import tiny_latent_diffusion
+from tests.tiny import pipeline_of, stable_diffusion_parts, tiny_latent_diffusion
 
 
 def answer(model: LatentDiffusion) -> Tensor:
@@ -45,28 +44,10 @@ def header(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def stable_diffusion() -> dict[str, nn.Module]:
-    """The adapted parts of Stable Diffusion 1.5, without weights."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            block_out_channels=(320, 640, 1280, 1280),
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            layers_per_block=2,
-            cross_attention_dim=768,
-            attention_head_dim=8,
-        )
-        text = CLIPTextModel(
-            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        )
-    return {"unet": unet, "text": text}
-
-
 @pytest.fixture(scope="module")
 def sd15() -> Adapter:
     """An adapter of rank 2 and alpha 1 for every layer of Stable Diffusion 1.5 that kohya adapts, all zero."""
-    parts = stable_diffusion()
+    parts = stable_diffusion_parts()
     with torch.device("meta"):
         LoRA(rank=2, alpha=1).attach(parts)
     empty = gathered(parts, "vai1")
@@ -117,7 +98,7 @@ def test_diffusers_turns_every_name_of_stable_diffusion_back(sd15: Adapter) -> N
     assert (len(state), len(alphas)) == (528, 264)
     unet = {key.removeprefix("unet."): value for key, value in state.items() if key.startswith("unet.")}
     found = {key.rpartition(".lora_")[0] for key in convert_unet_state_dict_to_peft(unet)}
-    layers = {name for name, _ in stable_diffusion()["unet"].named_modules()}
+    layers = {name for name, _ in stable_diffusion_parts()["unet"].named_modules()}
     assert len(found) == 192
     assert found <= layers
 
@@ -139,7 +120,7 @@ def test_a_file_for_stable_diffusion_is_read_into_it(sd15: Adapter, tmp_path: Pa
         "modelspec.title": "sd",
         "geoseg.modules": "264",
     }
-    parts = stable_diffusion()
+    parts = stable_diffusion_parts()
     with torch.device("meta"):
         load(parts, path, "again")
     count = [sum(isinstance(module, LoraLayer) for module in part.modules()) for part in parts.values()]
@@ -203,16 +184,7 @@ def test_diffusers_reads_a_kohya_file(tmp_path: Path, alpha: float) -> None:
     model = trained(alpha)
     write(gathered(model.parts(), "vai1"), tmp_path / "vai1.safetensors", "kohya")
     other = tiny_latent_diffusion()
-    pipeline = StableDiffusionPipeline(
-        vae=other.vae,
-        unet=other.unet,
-        text_encoder=other.text_encoder,
-        tokenizer=other.tokenizer,
-        scheduler=other.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    pipeline = pipeline_of(other)
     pipeline.load_lora_weights(tmp_path, weight_name="vai1.safetensors")
     torch.testing.assert_close(answer(other), answer(model), atol=1e-5, rtol=0)
 

@@ -4,16 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.lora import FILE, LoRA, adapter_names, detach, load, save, set_weight, trainable, weighted
-from tests.tiny import tiny_latent_diffusion
+from tests.tiny import stable_diffusion_parts, tiny_latent_diffusion
 
 
 @pytest.fixture
@@ -42,24 +41,13 @@ def learn(model: LatentDiffusion, scale: float = 0.5) -> None:
 
 
 def test_layers_of_stable_diffusion_are_those_of_kohya() -> None:
+    parts = stable_diffusion_parts()
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            sample_size=64,
-            block_out_channels=(320, 640, 1280, 1280),
-            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-            layers_per_block=2,
-            cross_attention_dim=768,
-            attention_head_dim=8,
-        )
-        text = CLIPTextModel(
-            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
-        )
-        LoRA(rank=16).attach({"unet": unet, "text": text})
-    count = [sum(isinstance(m, LoraLayer) for m in part.modules()) for part in (unet, text)]
+        LoRA(rank=16).attach(parts)
+    count = [sum(isinstance(m, LoraLayer) for m in part.modules()) for part in parts.values()]
     assert count == [192, 72]
     # rank (in + out) per layer; text: 12 layers of 4 x 768/768, 768/3072 and 3072/768
-    assert sum(p.numel() for p in trainable({"text": text})["text"]) == 12 * 16 * (4 * 1536 + 2 * 3840)
+    assert sum(p.numel() for p in trainable({"text": parts["text"]})["text"]) == 12 * 16 * (4 * 1536 + 2 * 3840)
 
 
 def test_a_fresh_adapter_changes_nothing(model: LatentDiffusion) -> None:

@@ -7,8 +7,9 @@ import json
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
@@ -104,3 +105,35 @@ def tiny_latent_diffusion(seed: int = 0, prediction_type: str = "epsilon", in_ch
         prediction_type=prediction_type,
     )
     return LatentDiffusion(vae, unet, text, tokenizer, scheduler)
+
+
+def pipeline_of(model: LatentDiffusion) -> StableDiffusionPipeline:
+    """The same parts as diffusers puts them together."""
+    return StableDiffusionPipeline(
+        vae=model.vae,
+        unet=model.unet,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        scheduler=model.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_parts() -> dict[str, nn.Module]:
+    """The parts of Stable Diffusion 1.5 that adapters change, without weights."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(320, 640, 1280, 1280),
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            layers_per_block=2,
+            cross_attention_dim=768,
+            attention_head_dim=8,
+        )
+        text = CLIPTextModel(
+            CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+        )
+    return {"unet": unet, "text": text}

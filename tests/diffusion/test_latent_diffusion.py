@@ -9,25 +9,12 @@ from diffusers import StableDiffusionPipeline
 
 from geoseg.diffusion.latent_diffusion import PARTS, LatentDiffusion
 from geoseg.lora import LoRA, detach
-from tests.tiny import tiny_latent_diffusion
+from tests.tiny import pipeline_of, tiny_latent_diffusion
 
 
 @pytest.fixture(scope="module")
 def model() -> LatentDiffusion:
     return tiny_latent_diffusion()
-
-
-def pipeline_of(model: LatentDiffusion) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline(
-        vae=model.vae,
-        unet=model.unet,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        scheduler=model.scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
 
 
 def same(a: LatentDiffusion, b: LatentDiffusion) -> bool:
