@@ -113,10 +113,21 @@ def _report(words: list[str]) -> int:
         help="two settings of a sweep, such as method.predictor.strength method.predictor.guidance: draws heat maps of "
         "the scores over them, and sheets of what came of a profile, as PNG files in FOLDER",
     )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        action="append",
+        metavar=("A", "B"),
+        default=[],
+        help="two rows of the table by their names, such as 'label LoRA: pass 2' 'without LoRA: pass 2': the "
+        "difference of their scores with a 95 %% interval over profiles, between '<!-- comparisons -->' and "
+        "'<!-- end of comparisons -->' in README.md or printed; may be given several times",
+    )
     options = parser.parse_args(words)
     from pathlib import Path
 
-    from geoseg.report import collect, summary, write_results, write_table
+    from geoseg.report import collect, put_between, write_results
+    from geoseg.summary import comparisons, summary
 
     records = collect(Path(folder) for folder in options.runs)
     if not records:
@@ -124,21 +135,19 @@ def _report(words: list[str]) -> int:
         return 2
     folder = Path(options.to)
     print(f"{len(records)} records -> {write_results(records, folder / 'results.csv')}")
-    if (folder / "README.md").is_file():
-        try:
-            print(f"table -> {write_table(records, folder / 'README.md')}")
-        except ValueError as error:
-            print(f"geoseg report: {error}", file=sys.stderr)
-            return 2
-    else:
-        print(summary(records))
-    if options.map:
-        try:
+    readme = folder / "README.md"
+    try:
+        tables = {"table": summary(records)}
+        if options.compare:
+            tables["comparisons"] = comparisons(records, options.compare)
+        for marks, table in tables.items():
+            print(f"{marks} -> {put_between(readme, marks, table)}" if readme.is_file() else table)
+        if options.map:
             for path in _draw_maps(records, [Path(runs) for runs in options.runs], tuple(options.map), folder):
                 print(f"figure -> {path}")
-        except ValueError as error:
-            print(f"geoseg report: {error}", file=sys.stderr)
-            return 2
+    except ValueError as error:
+        print(f"geoseg report: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, cat
+
+from geoseg.metrics.intensity import dice_loss, grey
+from geoseg.tasks.evaluation import READING
 
 
 def draw_stages(pictures: Sequence[Mapping[str, Any]], classes: Mapping[str, str], path: Path, note: str = "") -> Path:
@@ -48,6 +52,38 @@ def draw_stages(pictures: Sequence[Mapping[str, Any]], classes: Mapping[str, str
         "frameon": False,
     }
     figure.legend(handles=patches, loc="outside lower center", **options)
+    return _write(figure, path)
+
+
+def draw_dice(
+    pictures: Sequence[Mapping[str, Any]], path: Path, note: str = "", squared: bool = False, colour: bool = False
+) -> Path:
+    """One row per profile: the three pairs whose Dice loss is taken, as it sees them (Figures 9 to 11 of Zhao and Ma).
+
+    Args:
+        pictures: as for ``draw_stages``; the last picture that was drawn is the generated one.
+        path: a .png to write.
+        note: a line above the figure that says what the numbers stand on.
+        squared: form of the loss, see ``geoseg.metrics.intensity.dice_loss``.
+        colour: whether it compares colours or grey values.
+    """
+    height, width = pictures[0]["label"].shape[-2:]
+    cell = 3.6 if height >= width else 5.0
+    figure = Figure(figsize=(3 * cell, (cell * height / width / 2 + 0.35) * len(pictures) + 0.6), layout="constrained")
+    axes = figure.subplots(len(pictures), 3, squeeze=False)
+    for row, picture in zip(axes, pictures, strict=True):
+        drawn = [image for stage, image in picture["stages"].items() if stage != READING]
+        shown = {"original": picture["original"], "label": picture["label"], "generated": drawn[-1]}
+        seen = {name: image.float().expand(3, -1, -1) for name, image in shown.items()}
+        if not colour:
+            seen = {name: grey(image[None])[0] for name, image in seen.items()}
+        for axis, (a, b) in zip(row, combinations(seen, 2), strict=True):
+            loss = float(dice_loss(seen[a][None], seen[b][None], squared=squared, colour=colour))
+            _show(axis, cat([seen[a], seen[b]], 2))
+            axis.set_title(f"{a} | {b}: loss {loss:.3f}, similarity {1 - loss:.3f}", fontsize=8)
+        row[0].set_ylabel(picture["name"], fontsize=8)
+    form = f"{'squared' if squared else 'linear'} Dice on {'colours' if colour else 'grey values'}"
+    figure.suptitle(", ".join(part for part in (form, note) if part), fontsize=8)
     return _write(figure, path)
 
 

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,9 @@ from omegaconf import OmegaConf
 from geoseg import lora, progress
 from geoseg.config import build, identity, redact, weights_of
 from geoseg.data.module import DataModule
-from geoseg.figures import draw_stages, draw_training
+from geoseg.figures import draw_dice, draw_stages, draw_training
 from geoseg.loggers import JsonLines, WandbLogger
+from geoseg.metrics.intensity import IntensityDice
 from geoseg.randomness import seeded
 from geoseg.record import device, loaded_code, read_record, versions, write_atomically, write_record
 from geoseg.report import stage_table
@@ -103,7 +105,9 @@ class Job:
             fitted = {"adapter": method["adapter"], "task": method["task"]}
             self.fit_id = identity(base, fitted, data.fingerprint("train", "val"))
         scored = {"predictor": method["predictor"], "wrappers": method["wrappers"], "weights": self.weights["hashes"]}
-        self.run_id = identity(base, scored, self.fit_id, data.fingerprint("train", "val", "test"))
+        self.run_id = identity(
+            base, scored, self.settings["dice"], self.fit_id, data.fingerprint("train", "val", "test")
+        )
         self.folder = Path(self.settings["runs"]) / self.settings["name"] / self.run_id
         self.fit_folder = Path(self.settings["runs"]) / "fits" / (self.fit_id or "none")
 
@@ -211,6 +215,8 @@ class Job:
                 classes = dict(zip(self.data.source.class_names, self.data.palette.hex, strict=True))
                 stages = self.folder / "figures" / "stages.png"
                 figures.insert(0, draw_stages(evaluation.pictures, classes, stages, note))
+                path = self.folder / "figures" / "dice.png"
+                figures.append(draw_dice(evaluation.pictures, path, note, **self.settings["dice"]))
         results["figures"] = [path.relative_to(self.folder).as_posix() for path in figures]
         return self._record(status="done", **results), figures
 
@@ -222,6 +228,7 @@ class Job:
             self.settings["seed"],
             keep=self.settings["figure_rows"],
             folder=self.folder / "predictions",
+            intensity=partial(IntensityDice, **self.settings["dice"]),
         )
         started = time.perf_counter()
         lines = JsonLines(self.folder)
@@ -309,12 +316,12 @@ class Job:
         )
 
     def _wandb(self) -> list[WandbLogger]:
-        partial = self.settings["logger"]["wandb"]
-        if partial is None:
+        node = self.settings["logger"]["wandb"]
+        if node is None:
             return []
         return [
             build(
-                partial,
+                node,
                 "logger.wandb",
                 folder=self.folder,
                 run_id=self.run_id,

@@ -6,17 +6,15 @@ import csv
 import difflib
 import io
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from geoseg.metrics.statistics import interval
 from geoseg.record import read_record, write_atomically
 
 DICE = {
@@ -200,179 +198,19 @@ def write_results(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
     return path
 
 
-REFERENCE = "input as is"
-"""The control that every other row of a summary is compared with, unit by unit."""
-
-
-def summary(records: Sequence[Mapping[str, Any]]) -> str:
-    """Finished records as one Markdown table: a row per data set, method, what it was given and stage.
-
-    A row is a mean over runs that differ in nothing but seed, training samples and places; where data sets or methods
-    of one name were set differently, the row says how. The last columns hold the mean difference to ``input as is``
-    over independent units (a unit's score is its mean over the runs that tested it), with a 95 % bootstrap interval
-    over units. Runs that failed are named below the table.
-    """
-    done = [record for record in records if record["status"] == "done" and "units" in record]  # trained and tested
-    data_sets = _told_apart(done, "data", lambda record: (record["data"]["name"],))
-    methods = _told_apart(
-        done, "method", lambda record: (record["method"], given(record), record["checkpoints"]["kind"])
-    )
-    groups: dict[_Row, list[_Member]] = {}
-    for record, data, method in zip(done, data_sets, methods, strict=True):
-        pairs = record["stages"] or {"": record["scores"]}
-        units = record["stages_per_unit"] if record["stages"] else {"": record["per_unit"]}
-        for stage, scores in pairs.items():
-            row = _Row(data, method, stage, given(record).replace("\n", " "), record["checkpoints"]["kind"])
-            own = dict(zip(record["units"]["names"], _per_unit(units[stage]), strict=True))
-            groups.setdefault(row, []).append(_Member(record, scores, own))
-    references: dict[str, dict[str, tuple[float, float]]] = {}
-    for data in data_sets:
-        controls = [members for row, members in groups.items() if row.data == data and row.method == REFERENCE]
-        references[data] = _unit_means([member for members in controls for member in members])
-    titles = [title.replace("\n", " ") for title in CLASS.values()]
-    head = ["data", "method", "trained on", "checkpoints", "runs", "Dice loss label–generated ↓"]
-    head += [f"{title} ↑" for title in titles] + [f"matched {title} ↑" for title in titles]
-    head += ["Dice loss − input as is ↓", "matched IoU − input as is ↑"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row, members in sorted(groups.items(), key=_order):
-        columns = ["dice_loss/label_generated", *CLASS, *(f"matched/{score}" for score in CLASS)]
-        name = f"{row.method}: {row.stage}" if row.stage else row.method
-        cells = [row.data, name, row.given, row.checkpoints, str(len(members))]
-        cells += [_mean_deviation([member.scores.get(f"test/{column}") for member in members]) for column in columns]
-        mine, reference = _unit_means(members), references[row.data]
-        cells += [_difference(mine, reference, k) if row.method != REFERENCE else "" for k in (0, 1)]
-        lines.append("| " + " | ".join(cells) + " |")
-    failed = [record for record in records if record["status"] == "failed"]
-    if failed:
-        lines += ["", f"{len(failed)} of {len(records)} runs failed:", ""]
-        lines += [f"- {r['method']} `{r['run_id']}`: {str(r.get('error', '')).splitlines()[0]}" for r in failed]
-    return "\n".join(lines) + "\n"
-
-
-class _Row(NamedTuple):
-    """What tells one row of the summary from another."""
-
-    data: str
-    method: str
-    stage: str
-    given: str
-    checkpoints: str
-
-
-class _Member(NamedTuple):
-    """One run's share in a row: its record, the scores of its stage, and two scores of every unit."""
-
-    record: Mapping[str, Any]
-    scores: Mapping[str, float | None]
-    units: Mapping[str, tuple[float | None, float | None]]
-
-
-_VARIED = re.compile(
-    r"data\.(seed|root|source\.root|workers|batch_size|select|num_train)|method\.(.*\.)?seed|"
-    r"method\.(title|given\..*)|.*\.(path|path_or_id|_partial_)"
-)
-"""Settings that may differ between the runs of one row."""
-
-
-def _settings(record: Mapping[str, Any], part: str) -> dict[str, str]:
-    """What decides a number besides seed and training samples, by its full name."""
-    flat = _flat(record.get("config", {}).get(part), part)
-    return {name: "null" if value is None else str(value) for name, value in flat if not _VARIED.fullmatch(name)}
-
-
-def _told_apart(
-    records: Sequence[Mapping[str, Any]], part: str, called: Callable[[Mapping[str, Any]], tuple[str, ...]]
-) -> list[str]:
-    """Every record's data set or method, with the settings in which it differs from others that are called the same."""
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for i, record in enumerate(records):
-        alike.setdefault(called(record), []).append(i)
-    settings = [_settings(record, part) for record in records]
-    names = [called(record)[0] for record in records]
-    for members in alike.values():
-        keys = {key for i in members for key in settings[i]}
-        differing = [key for key in sorted(keys) if len({settings[i].get(key) for i in members}) > 1]
-        # an object that stands where others have none is told as a whole, not setting by setting
-        wholes = dict.fromkeys(next((up for up in _above(key) if up in keys), key) for key in differing)
-        for i in members:
-            told = {}
-            for whole in wholes:
-                own = settings[i].get(whole)
-                value = own if own is not None else settings[i].get(f"{whole}._target_", "")
-                if value:
-                    is_object = own is None or whole.endswith("._target_")
-                    told[whole.removesuffix("._target_")] = value.rpartition(".")[2] if is_object else value
-            short = [key.rpartition(".")[2] for key in told]
-            told = {last if short.count(last) == 1 else key: told[key] for key, last in zip(told, short, strict=True)}
-            if told:
-                names[i] += f" ({', '.join(f'{key}={value}' for key, value in told.items())})"
-    return names
-
-
-def _above(key: str) -> list[str]:
-    """a.b.c: a, a.b"""
-    return [key[:i] for i, letter in enumerate(key) if letter == "."]
-
-
-def _order(group: tuple[_Row, Sequence[_Member]]) -> tuple[Any, ...]:
-    """Data sets by name; in each controls first, then methods by name and labels, their stages as they were drawn."""
-    row, members = group
-    record = members[0].record
-    labels = record["given"]["labels"]
-    stage = list(record["stages"]).index(row.stage) if row.stage else 0
-    return row.data, bool(labels), row.method, labels, row.checkpoints, stage
-
-
-def _per_unit(scores: Mapping[str, Sequence[float | None]]) -> list[tuple[float | None, float | None]]:
-    return list(zip(scores["test/dice_loss/label_generated"], scores["test/matched/iou/mean"], strict=True))
-
-
-def _unit_means(members: Sequence[_Member]) -> dict[str, tuple[float, float]]:
-    seen: dict[str, list[tuple[float, float]]] = {}
-    for member in members:
-        for unit, (loss, overlap) in member.units.items():
-            if loss is not None and overlap is not None:
-                seen.setdefault(unit, []).append((loss, overlap))
-    return {unit: (fmean(p[0] for p in pairs), fmean(p[1] for p in pairs)) for unit, pairs in seen.items()}
-
-
-def _difference(mine: Mapping[str, tuple[float, ...]], reference: Mapping[str, tuple[float, ...]], which: int) -> str:
-    shared = sorted(mine.keys() & reference.keys())
-    if not shared:
-        return "-"
-    differences = [mine[unit][which] - reference[unit][which] for unit in shared]
-    ends = interval(differences)
-    spread = f"[{ends[0]:+.3f}, {ends[1]:+.3f}], n = {len(shared)}" if ends else f"n = {len(shared)}: no interval"
-    return f"{fmean(differences):+.3f} {spread}"
-
-
-def _mean_deviation(values: Sequence[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    return f"{fmean(known):.3f} ± {stdev(known):.3f}" if len(known) > 1 else f"{known[0]:.3f}"
-
-
-TABLE = ("<!-- table -->\n", "<!-- end of table -->")
-"""What encloses the generated table in an experiment's README."""
-
-
-def write_table(records: Sequence[Mapping[str, Any]], readme: Path) -> Path:
-    """Puts the summary between the marks in an experiment's README.
+def put_between(readme: Path, marks: str, table: str) -> Path:
+    """Puts a table where a README.md has the lines ``<!-- marks -->`` and ``<!-- end of marks -->``.
 
     Raises:
-        ValueError: the file has no marks.
+        ValueError: the file has no such lines.
     """
-    return _between_marks(readme, summary(records))
-
-
-def _between_marks(readme: Path, table: str) -> Path:
     text = readme.read_text(encoding="utf-8")
-    if TABLE[0] not in text or TABLE[1] not in text:
-        raise ValueError(f"{readme} needs the lines {TABLE[0].strip()!r} and {TABLE[1]!r} around its table")
-    before, rest = text.split(TABLE[0], 1)
-    after = rest.split(TABLE[1], 1)[1]
-    write_atomically(readme, before + TABLE[0] + "\n" + table + "\n" + TABLE[1] + after)
+    first, last = f"<!-- {marks} -->\n", f"<!-- end of {marks} -->"
+    if first not in text or last not in text:
+        raise ValueError(f"{readme} needs the lines {first.strip()!r} and {last!r} around its {marks}")
+    before, rest = text.split(first, 1)
+    after = rest.split(last, 1)[1]
+    write_atomically(readme, before + first + "\n" + table + "\n" + last + after)
     return readme
 
 
@@ -416,7 +254,7 @@ def grids(records: Sequence[Mapping[str, Any]], runs: Mapping[str, Path], keys: 
     for record in records:
         if record["status"] != "done" or "units" not in record:
             continue
-        flat = dict(_flat(record["config"]))
+        flat = dict(flattened(record["config"]))
         known |= flat.keys()
         if flat.get(keys[0]) is not None and flat.get(keys[1]) is not None:
             found.setdefault(record["method"], {}).setdefault((flat[keys[0]], flat[keys[1]]), []).append(record)
@@ -438,11 +276,11 @@ def grids(records: Sequence[Mapping[str, Any]], runs: Mapping[str, Path], keys: 
     return made
 
 
-def _flat(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
     """Full names and values of all settings that are no mapping."""
     if isinstance(node, Mapping):
         for name, value in node.items():
-            yield from _flat(value, f"{where}.{name}" if where else str(name))
+            yield from flattened(value, f"{where}.{name}" if where else str(name))
     else:
         yield where, tuple(node) if isinstance(node, list) else node
 
@@ -487,7 +325,7 @@ def write_cards(folders: Mapping[str, Path], assets: Path) -> list[Path]:
         training = f"{steps} steps of {fit['batch_size']}, {card['minutes']:.0f} minutes, {record['device']}"
         code = f"`{record['commit']}`{' with changes' * record['dirty']}"
         lines.append(f"| {part} | `{record['experiment']}` | {training} | {code} | {scores} |")
-    written.append(_between_marks(assets / "README.md", "\n".join(lines) + "\n"))
+    written.append(put_between(assets / "README.md", "table", "\n".join(lines) + "\n"))
     return written
 
 

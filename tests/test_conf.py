@@ -145,7 +145,7 @@ def test_the_published_settings_are_the_defaults(compose: Callable[[list[str]], 
 def test_the_control_follows_the_main_method(compose: Callable[[list[str]], DictConfig]) -> None:
     changed = ["method.predictor.strength=0.4", "method.predictor.second_strength=null", "method.predictor.steps=9"]
     settings = plain(compose(["experiment=label_lora", *changed, "seed=3"]))
-    assert list(settings["rivals"]) == ["input_as_is", "without_lora", "unet"]
+    assert list(settings["rivals"]) == ["input_as_is", "without_lora", "unet", "label_lora_tuned"]
     control = settings["rivals"]["without_lora"]
     shared = ("strength", "second_strength", "guidance", "steps", "negative_prompt", "scheduler")
     assert {k: control["predictor"][k] for k in shared} == {k: settings["method"]["predictor"][k] for k in shared}
@@ -153,6 +153,44 @@ def test_the_control_follows_the_main_method(compose: Callable[[list[str]], Dict
     for name in ("tile", "overlap", "steps", "guidance"):
         assert control["predictor"][name] == settings["method"]["predictor"][name]
     assert settings["data"]["seed"] == settings["method"]["adapter"]["seed"] == 3
+
+
+def test_the_tuned_preset_differs_in_what_it_says_and_nothing_else(compose: Callable[[list[str]], DictConfig]) -> None:
+    settings = plain(compose(["experiment=label_lora"]))
+    published, tuned = settings["method"], settings["rivals"]["label_lora_tuned"]
+    assert (published["task"]["lr"], published["predictor"]["strength"]) == ({"unet": 1e-4, "text": 1e-5}, 0.53)
+    differing = {
+        name
+        for part in ("predictor", "task", "wrappers", "adapter")
+        for name in published[part]
+        if published[part][name] != tuned[part][name]
+    }
+    assert differing == {"strength", "guidance", "noise_offset", "lr", "fit"}
+
+
+@pytest.mark.parametrize("changed", [[], ["method.adapter.rank=4", "method.predictor.strength=0.9"]])
+def test_the_blinded_control_shares_the_training(
+    compose: Callable[[list[str]], DictConfig], changed: list[str]
+) -> None:
+    settings = plain(compose(["experiment=label_lora_tuned", *changed]))
+    method, blinded = settings["method"], settings["rivals"]["blinded"]
+    for part in ("model", "adapter", "task", "predictor"):
+        assert blinded[part] == method[part]
+    assert list(name for name, node in blinded["wrappers"].items() if node is not None) == ["blinded"]
+    assert settings["rivals"]["without_lora"]["predictor"]["strength"] == method["predictor"]["strength"]
+
+
+def test_words_and_lora_are_switched_one_by_one(compose: Callable[[list[str]], DictConfig]) -> None:
+    settings = plain(compose(["experiment=label_lora_prompt", "method.predictor.guidance=3"]))
+    methods = {"both": settings["method"], **settings["rivals"]}
+    prompts = {name: methods[name]["predictor"]["prompt"] for name in ("both", "lora_alone", "words_alone", "neither")}
+    tag = "<lora:vai1:1>"
+    assert tag in prompts["both"] and "Tile" in prompts["both"]
+    assert (prompts["lora_alone"], prompts["neither"]) == (tag, "")
+    assert tag not in prompts["words_alone"] and "Tile" in prompts["words_alone"]
+    assert [methods[name]["adapter"] is None for name in prompts] == [False, False, True, True]
+    assert all(methods[name]["predictor"]["guidance"] == 3 for name in prompts)
+    assert all(methods[name]["wrappers"] == methods["both"]["wrappers"] for name in prompts)
 
 
 def test_numbers_stand_once(compose: Callable[[list[str]], DictConfig]) -> None:

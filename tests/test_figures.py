@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from geoseg import figures
-from geoseg.figures import draw_map, draw_samples, draw_sheet, draw_stages, draw_training
+from geoseg.figures import draw_dice, draw_map, draw_samples, draw_sheet, draw_stages, draw_training
 
 RED, GREEN, BLUE = (torch.tensor(colour).view(3, 1, 1).expand(3, 8, 12).float() for colour in torch.eye(3).tolist())
 GREY = torch.full((1, 8, 12), 0.5)
@@ -99,6 +99,24 @@ def test_a_sheet_puts_every_picture_at_its_settings(tmp_path: Path, drawn: list[
     draw_sheet(places, ("strength", "guidance"), tmp_path / "sheet.png")
     shown = [axis.images[0].get_array()[0, 0].tolist() if axis.images else None for axis in drawn[0].axes]
     assert shown == [[255, 0, 0], [0, 255, 0], None, [0, 0, 255]]
+
+
+@pytest.mark.parametrize("colour", [False, True])
+def test_a_dice_sheet_shows_the_pairs_it_compares(tmp_path: Path, drawn: list[Any], colour: bool) -> None:
+    pictures = [{"name": "a", "original": GREY, "stages": {"pass 1": RED, "read as classes": BLUE}, "label": GREEN}]
+    draw_dice(pictures, tmp_path / "dice.png", colour=colour)
+    shown, titles = grid(drawn[0], 3)[0], [axis.get_title() for axis in drawn[0].axes]
+    pairs = ["original | label", "original | generated", "label | generated"]
+    assert [title.split(":")[0] for title in titles] == pairs
+    losses = [float(title.split()[4].strip(",")) for title in titles]
+    similarities = [float(title.split()[-1]) for title in titles]
+    assert [a + b for a, b in zip(losses, similarities, strict=True)] == pytest.approx([1, 1, 1], abs=1e-3)
+    if colour:  # pure red and pure green have nothing in common
+        assert losses[2] == pytest.approx(1, abs=1e-3)
+        np.testing.assert_array_equal(shown[2], array(torch.cat([GREEN, RED], 2)))
+    else:  # 1 - 2ab / (a + b) for the greys of pure green and pure red
+        assert losses[2] == pytest.approx(1 - 2 * 0.587 * 0.299 / (0.587 + 0.299), abs=1e-3)
+        assert np.ptp(shown[2], axis=(0, 1)).max() == pytest.approx(0.587 - 0.299, abs=1e-3)
 
 
 def test_samples_of_a_training(tmp_path: Path, drawn: list[Any]) -> None:

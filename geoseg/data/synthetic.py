@@ -205,7 +205,7 @@ def _section_picture(rng: np.random.Generator, size: tuple[int, int]) -> Picture
     return Picture(drawn.image, drawn.regions, "section", drawn.words)
 
 
-def _map_picture(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
+def draw_map(rng: np.random.Generator, size: tuple[int, int]) -> Picture:
     """A label map in colours of its own: of the facies in their order, or of beds in any order."""
     drawn = section(rng, size)
     if rng.random() < 0.5:
@@ -256,7 +256,7 @@ def _texture_picture(rng: np.random.Generator, size: tuple[int, int]) -> Picture
 
 MIXTURE = (
     (0.40, _section_picture),
-    (0.40, _map_picture),
+    (0.40, draw_map),
     (0.08, _crater_picture),
     (0.06, _das_picture),
     (0.06, _texture_picture),

@@ -33,18 +33,19 @@ def grey(image: Tensor) -> Tensor:
     return (image.float() * weights).sum(1, keepdim=True)
 
 
-def dice_loss(a: Tensor, b: Tensor, smooth: float = 1e-6, squared: bool = False) -> Tensor:
-    """One minus the soft Dice of two grey pictures, lower is better.
+def dice_loss(a: Tensor, b: Tensor, smooth: float = 1e-6, squared: bool = False, colour: bool = False) -> Tensor:
+    """One minus the soft Dice of two pictures, by default of their grey values; lower is better.
 
     The linear form, 1 - (2 sum(ab) + s) / (sum(a) + sum(b) + s), is 0 for two identical pictures only if they are
     black and white: a picture of grey value g everywhere is at 1 - g from itself. Only the squared form, with
     sum(a^2) + sum(b^2) below, is 0 for any two identical pictures. The paper does not say which one it used.
 
     Args:
-        a: float [B, 1, H, W] or [B, 3, H, W] in [0, 1]; colour is turned to grey (ITU-R BT.601).
+        a: float [B, 1, H, W] or [B, 3, H, W] in [0, 1].
         b: the other picture, of the same height and width.
         smooth: s, keeps two black pictures at a loss of 0.
         squared: which form.
+        colour: sums run over red, green and blue instead of grey values (ITU-R BT.601); the paper does not say.
 
     Returns:
         float64 [B] in [0, 1].
@@ -59,7 +60,8 @@ def dice_loss(a: Tensor, b: Tensor, smooth: float = 1e-6, squared: bool = False)
     if a.shape[0] != b.shape[0] or a.shape[2:] != b.shape[2:]:
         raise ValueError(f"pictures must agree in number and size, got {list(a.shape)} and {list(b.shape)}")
     # sums over a million pixels: float64, where the device has it
-    a, b = (grey(x).flatten(1).to("cpu" if x.device.type == "mps" else x.device, torch.float64) for x in (a, b))
+    a, b = (x.float().expand(-1, 3, -1, -1) if colour else grey(x) for x in (a, b))
+    a, b = (x.flatten(1).to("cpu" if x.device.type == "mps" else x.device, torch.float64) for x in (a, b))
     below = a.square().sum(1) + b.square().sum(1) if squared else a.sum(1) + b.sum(1)
     return 1 - (2 * (a * b).sum(1) + smooth) / (below + smooth)
 
@@ -74,6 +76,7 @@ class IntensityDice(Metric):
     Args:
         smooth: see ``dice_loss``.
         squared: see ``dice_loss``.
+        colour: see ``dice_loss``.
     """
 
     is_differentiable = False
@@ -84,10 +87,11 @@ class IntensityDice(Metric):
     original_generated: list[Tensor]
     label_generated: list[Tensor]
 
-    def __init__(self, smooth: float = 1e-6, squared: bool = False, **kwargs: Any) -> None:
+    def __init__(self, smooth: float = 1e-6, squared: bool = False, colour: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.smooth = smooth
         self.squared = squared
+        self.colour = colour
         for name in _PAIRS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -99,9 +103,9 @@ class IntensityDice(Metric):
             label: float [B, 3, H, W] in [0, 1], their painted targets.
             generated: float [B, 3, H, W] in [0, 1], what the method drew.
         """
-        self.original_label.append(dice_loss(original, label, self.smooth, self.squared))
-        self.original_generated.append(dice_loss(original, generated, self.smooth, self.squared))
-        self.label_generated.append(dice_loss(label, generated, self.smooth, self.squared))
+        self.original_label.append(dice_loss(original, label, self.smooth, self.squared, self.colour))
+        self.original_generated.append(dice_loss(original, generated, self.smooth, self.squared, self.colour))
+        self.label_generated.append(dice_loss(label, generated, self.smooth, self.squared, self.colour))
 
     def compute(self) -> dict[str, Tensor]:
         """The mean over images, float64 scalars in [0, 1]."""

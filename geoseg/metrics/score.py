@@ -6,9 +6,11 @@ target nor in the prediction is left out of a mean; it counts neither as 0 nor a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -16,6 +18,9 @@ from torchmetrics.utilities import dim_zero_cat
 from geoseg.metrics.boundary import BoundaryCounts, boundary_counts, boundary_f1
 from geoseg.metrics.matching import apply_matching, best_matching
 from geoseg.types import IGNORE
+
+SMALL = 0.01
+"""Regions below this share of a picture's area are small; the label LoRA paper's own example of what is missed."""
 
 
 def confusion(labels: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -102,10 +107,34 @@ def mean_accuracy(counts: Tensor) -> Tensor:
     return (counts.diagonal(dim1=-2, dim2=-1).double() / counts.sum(-1)).nanmean(-1)
 
 
+def small_regions(target: Tensor, share: float = SMALL) -> Tensor:
+    """Which pixels lie in a connected region of one class that covers less than ``share`` of its picture.
+
+    Args:
+        target: int [B, H, W], 255 = ignore. Pixels that touch by a side belong together.
+        share: of all H * W pixels, 0..1.
+
+    Returns:
+        bool [B, H, W]; ignored pixels lie in none.
+
+    >>> small_regions(torch.tensor([[[0, 0, 0, 1]]]), share=0.5).tolist()
+    [[[False, False, False, True]]]
+    """
+    small = np.zeros(target.shape, dtype=bool)
+    for picture, found in zip(target.cpu().numpy(), small, strict=True):
+        for k in np.unique(picture[picture != IGNORE]):
+            pieces, _ = ndimage.label(picture == k)
+            sizes = np.bincount(pieces.ravel())
+            sizes[0] = picture.size  # what is not of this class
+            found |= sizes[pieces] < share * picture.size
+    return torch.from_numpy(small).to(target.device)
+
+
 class SegmentationScore(Metric):
     """IoU, Dice, accuracy and boundary F1 of label maps, for the data set and image by image, higher is better.
 
-    ``compute`` gives ``iou/mean``, ``dice/mean``, ``accuracy/pixel``, ``accuracy/mean``, ``boundary_f1/mean`` and
+    ``compute`` gives ``iou/mean``, ``dice/mean``, ``accuracy/pixel``, ``accuracy/mean``, ``boundary_f1/mean``,
+    ``small_regions/recall`` (share of the pixels of small regions that got their class, nan where there are none) and
     ``iou/class_<k>``, and each again under ``matched/`` after the predicted classes got the names that fit the target
     best; a method that was never told the names is to be judged by those. The counts of all images are added up
     before a score is taken of them. ``iou/class_<k>`` is nan for an absent class, ``mean`` leaves it out.
@@ -125,6 +154,7 @@ class SegmentationScore(Metric):
     full_state_update = False
 
     counts: list[Tensor]
+    small: list[Tensor]
     hits_pred: list[Tensor]
     total_pred: list[Tensor]
     hits_target: list[Tensor]
@@ -137,7 +167,7 @@ class SegmentationScore(Metric):
         self.num_classes = num_classes
         self.radius = radius
         self.matching = matching
-        for name in ("counts", *BoundaryCounts._fields):
+        for name in ("counts", "small", *BoundaryCounts._fields):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, labels: Tensor, target: Tensor) -> None:
@@ -152,15 +182,16 @@ class SegmentationScore(Metric):
         """
         labels = labels.to(target.device)
         self.counts.append(confusion(labels, target, self.num_classes))
+        small = target.masked_fill(~small_regions(target), IGNORE)
+        self.small.append(confusion(labels, small, self.num_classes))
         for name, value in boundary_counts(labels, target, self.num_classes, self.radius)._asdict().items():
             getattr(self, name).append(value)
 
     def compute(self) -> dict[str, Tensor]:
         """The scores of the data set, float64 scalars in [0, 1]."""
-        counts, edges = self._counts()
-        plain = _scores(counts.sum(0), _total(edges))
-        counts, edges = _matched(counts, edges, self.mapping())
-        return {**plain, **_prefixed("matched/", _scores(counts.sum(0), _total(edges)))}
+        counted = self._counted()
+        plain = _scores(counted.total())
+        return {**plain, **_prefixed("matched/", _scores(counted.matched(self.mapping()).total()))}
 
     def per_image(self) -> dict[str, list[float]]:
         """The same scores for every image, in the order of updates; means are over the classes of that image.
@@ -168,10 +199,9 @@ class SegmentationScore(Metric):
         Among several processes it holds the images of all of them, one process after the other; call it on all.
         """
         with self.sync_context():
-            counts, edges = self._counts()
+            counted = self._counted()
             matching = self.mapping()
-        plain = _scores(counts, edges)
-        scores = {**plain, **_prefixed("matched/", _scores(*_matched(counts, edges, matching)))}
+        scores = {**_scores(counted), **_prefixed("matched/", _scores(counted.matched(matching)))}
         return {name: value.tolist() for name, value in scores.items()}
 
     def mapping(self) -> Tensor:
@@ -179,40 +209,57 @@ class SegmentationScore(Metric):
 
         Predicted class j means target class ``mapping()[j]``; see ``best_matching``.
         """
-        counts, _ = self._counts()
+        counts = self._counted().counts
         if self.matching == "dataset":
             return best_matching(counts.sum(0))
         return torch.stack([best_matching(image) for image in counts])
 
-    def _counts(self) -> tuple[Tensor, BoundaryCounts]:
+    def _counted(self) -> _Counted:
         if isinstance(self.counts, list) and not self.counts:
             raise ValueError("no image was scored yet; call update(labels, target) before asking for scores")
         # on the CPU, since some devices have no float64 and the matching is found there anyway
-        counts, *edges = (dim_zero_cat(getattr(self, name)).cpu() for name in ("counts", *BoundaryCounts._fields))
-        return counts, BoundaryCounts(*edges)
+        counts, small, *edges = (
+            dim_zero_cat(getattr(self, name)).cpu() for name in ("counts", "small", *BoundaryCounts._fields)
+        )
+        return _Counted(counts, small, BoundaryCounts(*edges))
 
 
-def _total(edges: BoundaryCounts) -> BoundaryCounts:
-    return BoundaryCounts(*(value.sum(0) for value in edges))
+class _Counted(NamedTuple):
+    """All counts of images [N, ...], or of a data set, their sums.
+
+    Attributes:
+        counts: int64 [..., K, K].
+        small: the same of the pixels in small regions.
+        edges: of borders.
+    """
+
+    counts: Tensor
+    small: Tensor
+    edges: BoundaryCounts
+
+    def total(self) -> _Counted:
+        edges = BoundaryCounts(*(value.sum(0) for value in self.edges))
+        return _Counted(self.counts.sum(0), self.small.sum(0), edges)
+
+    def matched(self, matching: Tensor) -> _Counted:
+        """The counts with predicted classes renamed."""
+        edges = self.edges._replace(
+            hits_pred=apply_matching(self.edges.hits_pred, matching),
+            total_pred=apply_matching(self.edges.total_pred.unsqueeze(-2), matching).squeeze(-2),
+            hits_target=apply_matching(self.edges.hits_target, matching),
+        )
+        return _Counted(apply_matching(self.counts, matching), apply_matching(self.small, matching), edges)
 
 
-def _matched(counts: Tensor, edges: BoundaryCounts, matching: Tensor) -> tuple[Tensor, BoundaryCounts]:
-    edges = edges._replace(
-        hits_pred=apply_matching(edges.hits_pred, matching),
-        total_pred=apply_matching(edges.total_pred.unsqueeze(-2), matching).squeeze(-2),
-        hits_target=apply_matching(edges.hits_target, matching),
-    )
-    return apply_matching(counts, matching), edges
-
-
-def _scores(counts: Tensor, edges: BoundaryCounts) -> dict[str, Tensor]:
-    per_class = iou(counts)  # [..., K]
+def _scores(counted: _Counted) -> dict[str, Tensor]:
+    per_class = iou(counted.counts)  # [..., K]
     return {
         "iou/mean": per_class.nanmean(-1),
-        "dice/mean": dice(counts).nanmean(-1),
-        "accuracy/pixel": pixel_accuracy(counts),
-        "accuracy/mean": mean_accuracy(counts),
-        "boundary_f1/mean": boundary_f1(edges).nanmean(-1),
+        "dice/mean": dice(counted.counts).nanmean(-1),
+        "accuracy/pixel": pixel_accuracy(counted.counts),
+        "accuracy/mean": mean_accuracy(counted.counts),
+        "boundary_f1/mean": boundary_f1(counted.edges).nanmean(-1),
+        "small_regions/recall": pixel_accuracy(counted.small),
         **{f"iou/class_{k}": value for k, value in enumerate(per_class.unbind(-1))},
     }
 

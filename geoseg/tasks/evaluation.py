@@ -18,6 +18,9 @@ from geoseg.palette import Palette
 from geoseg.randomness import stream
 from geoseg.types import Batch, Prediction, Predictor
 
+READING = "read as classes"
+"""Name of the column with the label map, where the last stage is a picture."""
+
 
 class EvaluationTask(pl.LightningModule):
     """Predicts the test set once and scores the answer and every stage on the way to it.
@@ -34,6 +37,7 @@ class EvaluationTask(pl.LightningModule):
         folder: gets every label map as ``labels/NAME.png`` and every stage's picture as ``STAGE/NAME.png``; None writes
             nothing.
         score: builds the class scores from the number of classes.
+        intensity: builds the Dice losses between pictures.
     """
 
     def __init__(
@@ -44,11 +48,12 @@ class EvaluationTask(pl.LightningModule):
         keep: int = 6,
         folder: Path | None = None,
         score: Callable[..., SegmentationScore] = SegmentationScore,
+        intensity: Callable[[], IntensityDice] = IntensityDice,
     ) -> None:
         super().__init__()
         self.predictor, self.palette, self.seed, self.keep = predictor, palette, seed, keep
         self.folder = folder
-        self._score = score
+        self._score, self._intensity = score, intensity
         self._meters = nn.ModuleDict()
         self._facts: dict[str, list[Tensor]] = {}
         self.scores: dict[str, float] = {}
@@ -97,7 +102,9 @@ class EvaluationTask(pl.LightningModule):
     def _meter(self, stage: str) -> Meter:
         name = stage.replace(" ", "_")  # a module's name takes no spaces in a state dict
         if name not in self._meters:
-            self._meters[name] = Meter(self._score(num_classes=self.palette.num_classes)).to(self.device)
+            self._meters[name] = Meter(self._score(num_classes=self.palette.num_classes), self._intensity()).to(
+                self.device
+            )
         meter = self._meters[name]
         assert isinstance(meter, Meter)
         return meter
@@ -117,7 +124,7 @@ class EvaluationTask(pl.LightningModule):
             stages = {stage: picture[i].float().cpu() for stage, picture in prediction.stages.items()}
             found = self.palette.paint(prediction.labels[i : i + 1])[0].float().cpu()
             if stages and not torch.equal(list(stages.values())[-1], found):
-                stages["read as classes"] = found  # what is scored, where the last stage is a picture
+                stages[READING] = found  # what is scored, where the last stage is a picture
             self.pictures.append(
                 {
                     "name": batch["name"][i],
@@ -131,9 +138,9 @@ class EvaluationTask(pl.LightningModule):
 class Meter(nn.Module):
     """Class scores and intensity scores of one picture per image."""
 
-    def __init__(self, score: SegmentationScore) -> None:
+    def __init__(self, score: SegmentationScore, intensity: IntensityDice) -> None:
         super().__init__()
-        self.score, self.intensity = score, IntensityDice()
+        self.score, self.intensity = score, intensity
 
     def forward(self, labels: Tensor, target: Tensor, original: Tensor, generated: Tensor, label: Tensor) -> None:
         self.score.update(labels, target)

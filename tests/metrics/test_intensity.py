@@ -31,6 +31,14 @@ def test_loss_is_the_formula(squared: bool) -> None:
         assert loss == pytest.approx(1 - (2 * (x * y).sum() + 0.5) / (below + 0.5))
 
 
+def test_colours_are_compared_channel_by_channel() -> None:
+    red, green = (torch.zeros(1, 3, 2, 2).index_fill(1, torch.tensor([k]), 1.0) for k in (0, 1))
+    assert dice_loss(red, green, colour=True).item() == pytest.approx(1, abs=1e-6)
+    assert dice_loss(red, red, colour=True).item() == pytest.approx(0, abs=1e-6)
+    # a grey picture has three equal channels: 2 * 4 * 0.5 / (12 * 0.5 + 4)
+    assert dice_loss(torch.full((1, 1, 2, 2), 0.5), red, colour=True).item() == pytest.approx(1 - 4 / 10, abs=1e-6)
+
+
 def test_identical_pictures() -> None:
     binary = pictures(2, channels=1).round()
     half = torch.full((1, 1, 4, 4), 0.5)

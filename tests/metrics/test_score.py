@@ -11,7 +11,15 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
 
 from geoseg.metrics.boundary import boundary_counts, boundary_f1
-from geoseg.metrics.score import SegmentationScore, confusion, dice, iou, mean_accuracy, pixel_accuracy
+from geoseg.metrics.score import (
+    SegmentationScore,
+    confusion,
+    dice,
+    iou,
+    mean_accuracy,
+    pixel_accuracy,
+    small_regions,
+)
 
 
 def random_maps(seed: int, num_classes: int, shape: tuple[int, ...] = (3, 12, 14)) -> tuple[Tensor, Tensor]:
@@ -57,6 +65,35 @@ def test_a_label_under_an_ignored_pixel_is_not_looked_at() -> None:
     assert confusion(labels, target, 2).sum() == 1
 
 
+def test_small_regions_are_connected_pieces_of_one_class() -> None:
+    target = torch.zeros(2, 20, 20, dtype=torch.int64)
+    target[0, 2, 3:6] = 1  # three pixels of 400: small
+    target[0, 10, 3:7] = 1  # four of 400 are 1 %: not below it
+    target[0, 3, 6] = 1  # touches the first by a corner only
+    target[0, 19, 19] = 255
+    target[1] = 2
+    small = small_regions(target)
+    assert small.sum() == 4
+    assert small[0, 2, 3:6].all() and small[0, 3, 6]
+
+
+def test_recall_of_small_regions_counted_by_hand() -> None:
+    target = torch.zeros(1, 20, 20, dtype=torch.int64)
+    target[0, 2, 3:6] = 1
+    labels = torch.zeros_like(target)
+    labels[0, 2, 3:5] = 1
+    score = SegmentationScore(num_classes=2)
+    score.update(labels, target)
+    score.update(target, torch.zeros_like(target))  # without small regions
+    assert score.compute()["small_regions/recall"].item() == pytest.approx(2 / 3)
+    assert score.per_image()["small_regions/recall"] == pytest.approx([2 / 3, float("nan")], nan_ok=True)
+    swapped = SegmentationScore(num_classes=2)
+    swapped.update(1 - labels, target)
+    scores = swapped.compute()
+    assert scores["small_regions/recall"].item() == pytest.approx(1 / 3)
+    assert scores["matched/small_regions/recall"].item() == pytest.approx(2 / 3)
+
+
 def test_scores_agree_with_torchmetrics() -> None:
     score = SegmentationScore(num_classes=5)
     theirs = {
@@ -82,7 +119,7 @@ def test_absent_classes_are_left_out_of_the_mean() -> None:
     few.update(labels, target)
     many.update(labels, target)
     for name, value in few.compute().items():
-        assert many.compute()[name] == value, name
+        assert many.compute()[name].item() == pytest.approx(value.item(), rel=0, abs=0, nan_ok=True), name
     assert many.compute()["iou/class_5"].isnan()
     assert few.compute()["iou/mean"].item() == pytest.approx((2 / 3 + 1 / 2) / 2)
 
@@ -171,7 +208,7 @@ def test_updates_and_processes_add_up(matching: str) -> None:
     # what gathering from several processes leaves behind: one concatenated tensor per state
     gathered = SegmentationScore(4, matching=matching)
     gathered.update(*batches[0])
-    for state in ("counts", "hits_pred", "total_pred", "hits_target", "total_target"):
+    for state in ("counts", "small", "hits_pred", "total_pred", "hits_target", "total_target"):
         setattr(gathered, state, torch.cat([getattr(part, state)[0] for part in parts]))
     parts[1].merge_state(parts[0])  # puts the incoming state first
     for other in (twice, parts[1], gathered):

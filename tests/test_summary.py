@@ -1,0 +1,144 @@
+"""Tables over runs: means, and differences unit by unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from geoseg.summary import comparisons, summary
+from tests.made_records import failed, record
+
+
+def cells(records: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Rows of the summary by their cells up to the checkpoints."""
+    lines = [line for line in summary(records).splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({len(row) for row in rows}) == 1
+    assert rows[0][:5] == ["data", "method", "trained on", "checkpoints", "runs"]
+    made = {", ".join(row[:4]).removeprefix("earth, "): row[4:] for row in rows[2:]}
+    assert len(made) == len(rows) - 2
+    return made
+
+
+def test_the_summary_averages_runs_and_keeps_apart_what_differs() -> None:
+    many = [
+        record(start=0.1, seed=0, stages=("pass 1",)),
+        record(start=0.3, seed=1, stages=("pass 1",)),
+        record(start=0.7, seed=0, stages=("pass 1",), labels=1),
+        record(start=0.8, seed=0, stages=("pass 1",), kind="hub"),
+        failed(),
+    ]
+    rows = cells(many)
+    assert list(rows) == [
+        "label LoRA: pass 1, 1 label map alone, demo",
+        "label LoRA: pass 1, 4 label maps alone, demo",
+        "label LoRA: pass 1, 4 label maps alone, hub",
+    ]
+    row = rows["label LoRA: pass 1, 4 label maps alone, demo"]
+    assert row[0] == "2"
+    # mean of 0.102 and 0.302, and their sample standard deviation
+    assert row[1] == f"0.202 ± {(2 * 0.1**2) ** 0.5:.3f}"
+    assert row[2].startswith("0.203 ±")
+    assert row[6].startswith("0.207 ±")
+    assert rows["label LoRA: pass 1, 1 label map alone, demo"][1] == "0.702"
+
+
+def test_runs_that_were_set_differently_are_not_averaged() -> None:
+    def made(kind: str = "facies", strength: float = 0.5, seed: int = 0, **more: Any) -> dict[str, Any]:
+        method = {"predictor": {"strength": strength}, "adapter": {"seed": seed}}
+        data = {"source": {"kind": kind}, "seed": seed, "select": "random"}
+        return record(seed=seed, config={"method": method, "data": data}, **more)
+
+    rows = cells([made(seed=0), made(seed=1), made(strength=0.4)])
+    assert {name: row[0] for name, row in rows.items()} == {
+        "label LoRA (strength=0.4), 4 label maps alone, demo": "1",
+        "label LoRA (strength=0.5), 4 label maps alone, demo": "2",
+    }
+    # units of one name in two data sets are compared with their own control
+    controls = [made("salt", method="input as is", labels=0), made(method="input as is", start=0.6, labels=0)]
+    rows = cells([*controls, made("salt", start=0.4), made(start=0.4)])
+    assert {name.split(", 4")[0]: row[-1].split()[0] for name, row in rows.items() if "LoRA" in name} == {
+        "earth (kind=facies), label LoRA": "-0.200",
+        "earth (kind=salt), label LoRA": "+0.300",
+    }
+    assert [row[-1] for name, row in rows.items() if "input as is" in name] == ["", ""]
+
+
+def test_an_object_that_others_leave_out_is_told_as_a_whole() -> None:
+    def made(sam: Any, prompt: str = "a") -> dict[str, Any]:
+        method = {"wrappers": {"sam": sam}, "predictor": {"_target_": f"x.{prompt}", "steps": 3}}
+        return record(config={"method": method, "data": {}})
+
+    with_sam = {"_target_": "geoseg.predictors.sam_refined.SamRefined", "points_per_side": 4, "crop_n_layers": 0}
+    assert [name.split(", 4")[0] for name in cells([made(with_sam), made(None)])] == [
+        "label LoRA (sam=SamRefined)",
+        "label LoRA (sam=null)",
+    ]
+    coarser = {**with_sam, "points_per_side": 2}
+    assert [name.split(", 4")[0] for name in cells([made(with_sam), made(coarser)])] == [
+        "label LoRA (points_per_side=2)",
+        "label LoRA (points_per_side=4)",
+    ]
+    assert [name.split(", 4")[0] for name in cells([made(None), made(None, "b")])] == [
+        "label LoRA (predictor=a)",
+        "label LoRA (predictor=b)",
+    ]
+
+
+def test_runs_that_failed_are_named() -> None:
+    text = summary([record(), failed()])
+    assert "1 of 2 runs failed:" in text
+    assert "- label LoRA `l74`: ValueError: no" in text
+
+
+def test_the_summary_compares_unit_by_unit() -> None:
+    rows = cells(
+        [record("input as is", start=0.5, labels=0, kind="none"), record(start=0.2), record("U-Net", 0.4, units=4)]
+    )
+    assert next(iter(rows)) == "input as is, nothing, none"
+    assert rows["input as is, nothing, none"][-2:] == ["", ""]
+    lora = rows["label LoRA, 4 label maps alone, demo"][-2:]
+    # the same difference at every unit leaves an interval of no width
+    assert lora == ["-0.300 [-0.300, -0.300], n = 5"] * 2
+    assert rows["U-Net, 4 label maps alone, demo"][-2:] == ["-0.100 n = 4: no interval"] * 2
+
+
+def test_a_unit_without_a_score_is_left_out() -> None:
+    odd = record(start=0.2)
+    odd["per_unit"]["test/matched/iou/mean"][2] = None
+    rows = cells([record("input as is", start=0.5, labels=0, kind="none"), odd])
+    assert rows["label LoRA, 4 label maps alone, demo"][-1] == "-0.300 n = 4: no interval"
+
+
+def test_an_interval_that_spreads() -> None:
+    rows = cells([record("input as is", start=0.5, labels=0, kind="none"), record(start=0.5, step=0.11)])
+    text = rows["label LoRA, 4 label maps alone, demo"][-1]
+    mean, low, high = (float(word.strip("[],")) for word in text.split()[:3])
+    assert mean == pytest.approx(0.2)  # 0, 0.1, 0.2, 0.3, 0.4
+    assert 0 < low < 0.12
+    assert 0.28 < high < 0.4
+
+
+def test_the_summary_without_a_reference() -> None:
+    assert cells([record()])["label LoRA, 4 label maps alone, demo"][-2:] == ["-", "-"]
+
+
+def test_a_training_that_was_not_tested_has_no_row() -> None:
+    recipe = record("embedded autoencoder")
+    for name in ("per_unit", "units", "stages_per_unit"):
+        del recipe[name]
+    assert list(cells([recipe, record()])) == ["label LoRA, 4 label maps alone, demo"]
+
+
+def test_two_rows_are_compared_unit_by_unit_and_over_seeds() -> None:
+    tuned = [record(start=0.2 + 0.1 * seed, stages=("pass 1", "pass 2"), seed=seed) for seed in (0, 1)]
+    control = record("without LoRA", start=0.1, labels=0, stages=("pass 1", "pass 2"))
+    pairs = [("label LoRA: pass 2", "without LoRA: pass 2"), ("label LoRA: pass 2", "label LoRA: pass 1")]
+    head, _, first, second = comparisons([*tuned, control, failed()], pairs).splitlines()
+    assert head.startswith("| data | difference | Dice loss")
+    assert first.startswith("| earth | label LoRA: pass 2 − without LoRA: pass 2 | +0.150 [+0.150, +0.150], n = 5 |")
+    assert second.startswith("| earth | label LoRA: pass 2 − label LoRA: pass 1 | +0.100 [+0.100, +0.100], n = 5 |")
+    assert first.endswith("| - |")  # a score that these records do not have
+    with pytest.raises(ValueError, match=r"no row .* 'label LoRA: pass 3'; did you mean 'label LoRA: pass [12]'"):
+        comparisons(tuned, [("label LoRA: pass 3", "without LoRA: pass 2")])
