@@ -272,6 +272,7 @@ def _run(words: list[str]) -> int:
     from hydra.errors import HydraException
 
     from geoseg.config import conf_folder, register_resolvers
+    from geoseg.quoting import torn
 
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     register_resolvers()
@@ -282,6 +283,8 @@ def _run(words: list[str]) -> int:
     own += [word.partition("=")[2] for word in words if word.partition("=")[0] in OWN and "=" in word]
     if not asked:
         try:
+            if line := torn(words):
+                raise ValueError(f"a value with spaces needs quotes: {line}")
             check_overrides(overrides, multirun, own)
         except (HydraException, ValueError) as error:
             print(f"geoseg: {error}", file=sys.stderr)
@@ -290,13 +293,14 @@ def _run(words: list[str]) -> int:
 
     def job(cfg: Any) -> float | None:
         quieten()
+        from geoseg.places import DiskFull
         from geoseg.report import print_run
         from geoseg.run import run
         from geoseg.tasks.task import TrainingDiverged
 
         try:
             records, folder = run(cfg)
-        except (ValueError, TrainingDiverged) as error:
+        except (ValueError, TrainingDiverged, DiskFull) as error:
             print(f"geoseg: {error}", file=sys.stderr)
             result.append(2 if isinstance(error, ValueError) else 3)
             return None
@@ -336,8 +340,6 @@ def _run(words: list[str]) -> int:
 OWN = ("--config-dir", "-cd")
 """Options of Hydra that name a folder with a user's own experiments."""
 
-QUOTES = "put quotes around a value with commas, brackets or colons, inside quotes for the shell: 'key=\"value\"'"
-
 
 def check_overrides(words: Sequence[str], multirun: bool = False, folders: Sequence[str] = ()) -> None:
     """Composes the configuration once, so that a misspelt key is told before anything heavy is imported.
@@ -351,15 +353,18 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
     from omegaconf import OmegaConf
 
     from geoseg.config import conf_folder
+    from geoseg.quoting import typed
 
     single = [f"hydra.searchpath=[{','.join(os.path.abspath(folder) for folder in folders)}]"] if folders else []
     for word in words:
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
-            raise ValueError(f"cannot read {word!r}: {str(error).splitlines()[0]}; {QUOTES}") from None
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"cannot read {word!r}: {reason}; put quotes around the value: {typed(word)}") from None
         if not multirun and override.is_sweep_override():
-            raise ValueError(f"{word!r} names several values: geoseg run -m runs one after the other; or {QUOTES}")
+            line = f"one value is typed {typed(word)}"
+            raise ValueError(f"{word!r} names several values: geoseg run -m runs one after the other; {line}")
         if override.key_or_group == "rivals" and override.value() == {}:
             raise ValueError("rivals={} would change nothing, since mappings are merged; rivals=null leaves them out")
         if multirun and override.is_sweep_override():

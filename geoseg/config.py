@@ -19,7 +19,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
 
+from geoseg.diffusion.prompts import read_prompt, without_tags
 from geoseg.record import digest
 
 TRUSTED = (
@@ -51,22 +53,29 @@ def conf_folder() -> Path:
 
 
 def register_resolvers() -> None:
-    """Makes ``${assets:NAME}`` the path of an embedded checkpoint."""
+    """Makes ``${assets:NAME}`` the path of an embedded checkpoint, and lets a prompt come from a text file."""
     OmegaConf.register_new_resolver("assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
+    OmegaConf.register_new_resolver("read_prompt", read_prompt, replace=True)
+    OmegaConf.register_new_resolver("without_tags", without_tags, replace=True)
 
 
 def plain(config: Any) -> Any:
     """A configuration node as plain containers with every interpolation resolved.
 
     Raises:
-        ValueError: a value marked ??? was not given.
+        ValueError: a value marked ??? was not given, or what a resolver says.
     """
     if not OmegaConf.is_config(config):
         return config
     missing = sorted(_missing(OmegaConf.to_container(config, resolve=False)))
     if missing:
         raise ValueError(f"the configuration needs a value for {', '.join(missing)}; give it as key=value")
-    return OmegaConf.to_container(config, resolve=True)
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except InterpolationResolutionError as error:
+        if said := _RESOLVING.search(str(error)):
+            raise ValueError(said.group(1)) from None
+        raise
 
 
 def check_targets(config: Any, trust: Sequence[str]) -> None:
@@ -250,6 +259,7 @@ def redact(config: Any) -> Any:
 _SECRET = re.compile(r"(^|_)(api_?key|token|password|passwd|secret|credentials?)($|_)", re.IGNORECASE)
 _CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
 _INSIDE = re.compile(r"^full_key: (\S+)$", re.MULTILINE)
+_RESOLVING = re.compile(r"^ValueError raised while resolving interpolation: (.*)\n    full_key: ", re.DOTALL)
 _ARGUMENTS = re.compile(r"unexpected keyword argument|missing \d+ required")
 _QUERY = re.compile(r"([?&](?:\w+_)?(?:api_?key|token|password|secret|signature)=)[^&\s]+", re.IGNORECASE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -39,7 +40,7 @@ def draw_stages(pictures: Sequence[Mapping[str, Any]], classes: Mapping[str, str
         shown = [picture["original"], *picture["stages"].values(), picture["label"]]
         for axis, image in zip(row, shown, strict=True):
             _show(axis, image)
-        row[0].set_ylabel(picture["name"], fontsize=8)
+        row[0].set_ylabel(picture["name"], fontsize=8, parse_math=False)  # a file's name may hold $
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=10)
     patches = [Patch(facecolor=colour, edgecolor="0.4", label=name) for name, colour in classes.items()]
@@ -51,7 +52,8 @@ def draw_stages(pictures: Sequence[Mapping[str, Any]], classes: Mapping[str, str
         "title_fontsize": 7,
         "frameon": False,
     }
-    figure.legend(handles=patches, loc="outside lower center", **options)
+    for text in figure.legend(handles=patches, loc="outside lower center", **options).get_texts():
+        text.set_parse_math(False)
     return _write(figure, path)
 
 
@@ -181,7 +183,7 @@ def draw_sheet(pictures: Mapping[tuple[Any, Any], Path], names: tuple[str, str],
             if row == 0:
                 axis.set_title(f"{names[0]} {x}", fontsize=7)
         axes[row, 0].set_ylabel(f"{names[1]} {y}", fontsize=7)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(title, fontsize=9, parse_math=False)
     return _write(figure, path)
 
 
@@ -203,6 +205,11 @@ def _write(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part.png")
     FigureCanvasAgg(figure)
-    figure.savefig(part, dpi=130)
-    part.replace(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")  # such a name is shown as boxes
+            figure.savefig(part, dpi=130)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path

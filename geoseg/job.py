@@ -23,6 +23,7 @@ from geoseg.data.module import DataModule
 from geoseg.figures import draw_dice, draw_stages, draw_training
 from geoseg.loggers import JsonLines, WandbLogger
 from geoseg.metrics.intensity import IntensityDice
+from geoseg.places import full_disk_told, locked
 from geoseg.randomness import seeded
 from geoseg.record import device, loaded_code, read_record, versions, write_atomically, write_record
 from geoseg.report import stage_table
@@ -117,9 +118,14 @@ class Job:
         if found is not None:
             log.info("%s: found finished run %s%s", self.method["title"], self.run_id, _stale(found))
             return found
-        with self.assembled(models) as method:  # what cannot be assembled leaves no record: no work has started
+        name = f"{self.method['title']}, run {self.run_id},"
+        with (
+            self.assembled(models) as method,  # what cannot be assembled leaves no record: no work has started
+            full_disk_told(Path(self.settings["runs"])),
+            locked(self.folder, name),
+        ):
             try:
-                return self._run(method)
+                return self.finished() or self._run(method)  # somebody else may just have finished it
             except BaseException as error:
                 earlier = read_record(self.folder)
                 if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
@@ -240,7 +246,11 @@ class Job:
         return evaluation, {"predict": evaluation.seconds / 60, "score": (total - evaluation.seconds) / 60}
 
     def _fit(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
-        """Trains, or loads what an earlier run with the same fit trained."""
+        """Trains, or loads what an earlier run with the same fit trained; other runs may want the same at once."""
+        with locked(self.fit_folder, f"{self.method['title']}, fit {self.fit_id},"):
+            return self._fitted(task, predictor, wandb)
+
+    def _fitted(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
         done, adapter = self.fit_folder / "fit.json", self.fit_folder / "adapter"
         if done.is_file() and not self.settings["force"]:
             fitted: dict[str, Any] = json.loads(done.read_text())

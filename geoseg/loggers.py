@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import logging
@@ -45,8 +46,15 @@ class JsonLines(Logger):
         # JSON has no word for nan and infinity
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items() if name != "epoch"}
         if numbers:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **numbers}) + "\n")
+            line = (json.dumps({"step": step, **numbers}) + "\n").encode()
+            with self.path.open("ab", buffering=0) as file:
+                size = file.tell()
+                try:
+                    if file.write(line) < len(line):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                except OSError:
+                    file.truncate(size)  # half a line could not be read again
+                    raise
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

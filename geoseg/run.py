@@ -11,6 +11,7 @@ from geoseg import progress
 from geoseg.config import build, check_targets, check_type, check_types, plain
 from geoseg.data.module import DataModule
 from geoseg.job import Job, Models
+from geoseg.places import check_writable
 from geoseg.record import loaded_code
 
 TYPES = {"seed": int, "figure_rows": int, "sample_every": int, "sample_images": int, "force": bool, "progress": bool}
@@ -52,6 +53,8 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
     models = Models()
     records = []
     open_jobs = [job for job in jobs if job.finished() is None]
+    for folder in {folder for job in open_jobs for folder in (job.folder, job.fit_folder)}:
+        check_writable(folder, "runs")
     for job in open_jobs[1:]:  # the first is about to be assembled anyway
         with job.assembled(models):
             pass  # what is wrong with a rival is better found now than after the main method's training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from geoseg.data.module import DataModule
 from geoseg.figures import draw_samples
 from geoseg.loggers import WandbLogger
 from geoseg.randomness import stream
+
+log = logging.getLogger("geoseg")
 
 
 class Samples(pl.Callback):
@@ -46,11 +49,16 @@ class Samples(pl.Callback):
         pl_module.eval()
         image = torch.stack([item["image"] for item in self.items]).to(pl_module.device)
         generators = [stream(0, "sample", item["name"]) for item in self.items]
-        with progress.silent():  # its own bars would look like those of the test
-            prediction = self.predictor.predict(image, generators)
-        progress.advance("samples", len(self.items))
-        for module, was in training:
-            module.training = was
+        try:
+            with progress.silent():  # its own bars would look like those of the test
+                prediction = self.predictor.predict(image, generators)
+        except OverflowError as error:  # what is being trained may yet come right
+            log.warning("no sample pictures after epoch %d: %s", epoch, error)
+            return
+        finally:
+            progress.advance("samples", len(self.items))
+            for module, was in training:
+                module.training = was
         palette = self.data.palette
         assert palette is not None
         answer = prediction.painted

@@ -32,6 +32,10 @@ ROLES = {
 """What is given to a partial node later, by the last key but names of wrappers that leads to it."""
 
 
+A_TEXT = str(conf_folder() / "prompt" / "tile.yaml")
+"""A prompt is read while the configuration is resolved, so its file must be there."""
+
+
 def filled(cfg: DictConfig) -> Any:
     """Plain containers, with a word in the place of every value that only a user can give."""
     try:
@@ -40,7 +44,7 @@ def filled(cfg: DictConfig) -> Any:
         keys = re.search(r"needs a value for (.*); give", str(error))
         assert keys is not None
         for key in keys.group(1).split(", "):
-            OmegaConf.update(cfg, key, "given")
+            OmegaConf.update(cfg, key, A_TEXT if key == "prompt.path" else "given")
         return plain(cfg)
 
 
@@ -176,7 +180,7 @@ def test_the_blinded_control_shares_the_training(
     method, blinded = settings["method"], settings["rivals"]["blinded"]
     for part in ("model", "adapter", "task", "predictor"):
         assert blinded[part] == method[part]
-    assert list(name for name, node in blinded["wrappers"].items() if node is not None) == ["blinded"]
+    assert [name for name, node in blinded["wrappers"].items() if node is not None] == ["blinded"]
     assert settings["rivals"]["without_lora"]["predictor"]["strength"] == method["predictor"]["strength"]
 
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geoseg.data.sampling import Visits, choose_random, choose_representative
 from geoseg.data.source import Source
 from geoseg.palette import Palette, facies_palette
+from geoseg.quoting import typed
 
 
 class Split(Dataset[dict[str, Any]]):
@@ -187,13 +188,17 @@ class DataModule(pl.LightningDataModule):
         if not isinstance(self.select, str):
             if not self.select:
                 raise ValueError("data.select is an empty list; name at least one sample, or use random")
-            unknown = [name for name in self.select if name not in set(pool)]
+            select = [str(name) for name in self.select]  # the command line reads a name such as 7 as a number
+            unknown = [name for name in select if name not in set(pool)]
             if unknown:
+                read = any(not isinstance(name, str) for name in self.select)  # as a number, a list, a truth value
+                line = typed(f"data.select=[{','.join(pool[:2])}]")
                 raise ValueError(
                     f"data.select names {unknown[:10]}, which the data set does not have for training; "
                     f"it has {pool[:10]}{' ...' if len(pool) > 10 else ''}"
+                    f"{f'; in quotes a name is taken as it stands: {line}' if read else ''}"
                 )
-            return list(self.select)
+            return select
         if self.num_train < 1 or self.num_train > len(pool):
             raise ValueError(
                 f"data.num_train={self.num_train}, but {len(pool)} labelled samples are there to choose from; "

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from geoseg.data.pictures import read_label, read_profile, size
 from geoseg.types import IGNORE, Sample
 
 log = logging.getLogger("geoseg")
@@ -21,8 +21,8 @@ SHOWN = 10
 class ProfileFolder:
     """Pairs ``<root>/<images>/<stem>.png`` with ``<root>/<labels>/<stem>.png``.
 
-    Images are grey or colour, 8 bit. Label maps hold one value per pixel: class indices 0..K-1 with 255 = ignore, or
-    the values listed in ``label_values``.
+    Images are grey or colour, 8 bit, or grey of more bits with ``grey_range``. Label maps hold one value per pixel:
+    class indices 0..K-1 with 255 = ignore, or the values listed in ``label_values``.
 
     Args:
         root: the folder that holds both.
@@ -31,6 +31,8 @@ class ProfileFolder:
         num_classes: K; None takes the largest label found plus one, where every smaller one occurs too.
         class_names: K names; None numbers them.
         label_values: pixel value of each class in order, such as [0, 255] for a mask; None: values are indices.
+        grey_range: values of profiles with more than 8 bits that become black and white, such as [0, 65535]; None
+            refuses such profiles.
         unit: what an independent unit is.
 
     Raises:
@@ -45,9 +47,16 @@ class ProfileFolder:
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         label_values: Sequence[int] | None = None,
+        grey_range: Sequence[float] | None = None,
         unit: str = "section",
     ) -> None:
         self.unit = unit
+        if grey_range is not None:
+            numbers = [value for value in grey_range if isinstance(value, int | float) and np.isfinite(value)]
+            if len(grey_range) != 2 or len(set(numbers)) != 2:
+                raise ValueError(f"data.source.grey_range={list(grey_range)}: two different numbers are wanted")
+        self._grey_range = grey_range
+        self._shapes: dict[str, tuple[int, int]] = {}
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             raise ValueError(f"data.root={root} is no folder; give the one that holds '{images}' and '{labels}'")
@@ -76,13 +85,14 @@ class ProfileFolder:
 
     def read(self, name: str) -> Sample:
         """Reads one pair; image uint8 [H, W] or [H, W, 3], target uint8 [H, W]."""
-        image = _picture(self._images[name])
-        return Sample(image, self._indices(_label(self._labels[name])))
+        image = read_profile(self._images[name], self._grey_range)
+        return Sample(image, self._indices(read_label(self._labels[name])))
 
     def shape(self, name: str) -> tuple[int, int]:
-        """H and W from the file's header."""
-        with Image.open(self._images[name]) as picture:
-            return picture.height, picture.width
+        """H and W as a viewer shows the picture; kept, since not every header tells how it was held."""
+        if name not in self._shapes:
+            self._shapes[name] = size(self._images[name])
+        return self._shapes[name]
 
     def split(self, name: str) -> str | None:
         """None: the split is chosen by the data module."""
@@ -116,7 +126,7 @@ class ProfileFolder:
         for name in names:
             profile, label = self._images[name].name, self._labels[name].name
             try:
-                image, target = _picture(self._images[name]), _label(self._labels[name])
+                image, target = read_profile(self._images[name], self._grey_range), read_label(self._labels[name])
             except ValueError as error:
                 wrong.append(str(error))
                 continue
@@ -139,8 +149,10 @@ class ProfileFolder:
         return wrong
 
     def fingerprint(self, names: Sequence[str]) -> str:
-        """Hash of names, file contents and what label values mean."""
+        """Hash of names, file contents and what label and grey values mean."""
         digest = hashlib.sha256(repr(self._values).encode())
+        if self._grey_range is not None:
+            digest.update(repr([float(value) for value in self._grey_range]).encode())
         for name in names:
             digest.update(name.encode())
             digest.update(self._images[name].read_bytes())
@@ -172,7 +184,7 @@ class ProfileFolder:
         holders: dict[int, list[str]] = {}
         for name in self.names:
             try:
-                values = np.unique(_label(self._labels[name])).tolist()
+                values = np.unique(read_label(self._labels[name])).tolist()
             except ValueError:
                 continue  # ``check`` lists unreadable files, all at once
             for value in values:
@@ -195,43 +207,6 @@ class ProfileFolder:
         table = np.full(256, IGNORE, np.uint8)
         table[self._values] = np.arange(len(self._values))
         return table[target]
-
-
-def _picture(path: Path) -> np.ndarray:
-    """An 8-bit picture as uint8 [H, W] where all channels are equal, else [H, W, 3]."""
-    with _opened(path) as picture:
-        if picture.mode not in ("L", "RGB", "RGBA", "P", "1"):
-            raise ValueError(f"{path.name}: pixels are of type {picture.mode}; save it as 8-bit grey or RGB")
-        if picture.mode in ("L", "1"):
-            return np.asarray(picture.convert("L"))
-        array = np.asarray(picture.convert("RGB"))
-    equal = (array[..., 0] == array[..., 1]).all() and (array[..., 0] == array[..., 2]).all()
-    return array[..., 0].copy() if equal else array
-
-
-def _label(path: Path) -> np.ndarray:
-    """A label map as uint8 [H, W] of its stored values; a palette picture's values are its indices."""
-    with _opened(path) as picture:
-        if picture.mode == "1":
-            return np.asarray(picture, dtype=np.uint8)
-        if picture.mode not in ("L", "P"):
-            raise ValueError(
-                f"{path.name}: a label map holds one 8-bit value per pixel (class index), this one is {picture.mode}; "
-                "save class indices as a grey picture"
-            )
-        return np.asarray(picture)
-
-
-def _opened(path: Path) -> Image.Image:
-    try:
-        with path.open("rb") as file:
-            picture = Image.open(file)
-            picture.load()
-    except UnidentifiedImageError:
-        raise ValueError(f"{path.name}: not a picture, whatever its name says; replace it") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path.name}: unreadable or truncated ({error}); replace it") from None
-    return picture
 
 
 def _listed(headline: str, lines: list[str]) -> str:

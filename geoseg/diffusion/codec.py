@@ -16,7 +16,8 @@ class Codec:
     """Reads and writes the latents of an ``AutoencoderKL``.
 
     The autoencoder always runs outside autocast, in the type of its own weights. Weights in half precision are turned
-    into float32 where the checkpoint asks for it (``force_upcast``) or where a result is not finite.
+    into float32 where the checkpoint asks for it (``force_upcast``) or where a result is not finite; what is not finite
+    in float32 either raises ``OverflowError``, for whoever knows which files were meant to name them.
 
     Args:
         vae: the autoencoder; its configuration gives scale, shift and size factor.
@@ -46,6 +47,7 @@ class Codec:
 
         Raises:
             ValueError: the picture has the wrong number of channels or a side that does not divide.
+            OverflowError: the latent would hold inf or nan.
         """
         if image.ndim != 4 or image.shape[1] != 3 or image.shape[2] % self.factor or image.shape[3] % self.factor:
             raise ValueError(
@@ -73,9 +75,15 @@ class Codec:
 
         Raises:
             ValueError: the latent has the wrong number of channels.
+            OverflowError: the latent or the picture holds inf or nan.
         """
         if latent.ndim != 4 or latent.shape[1] != self.channels:
             raise ValueError(f"the autoencoder draws latents [B, {self.channels}, h, w], got {list(latent.shape)}")
+        if not bool(latent.isfinite().all()):
+            raise OverflowError(
+                "the latent to be drawn holds inf or nan, so the denoising network overflowed; use "
+                "trainer.precision=32-true or bf16-mixed, a lower guidance or a lower learning rate"
+            )
         picture = self._run(self._decode, latent.float() / self._scale + self._shift)
         return (picture / 2 + 0.5).clamp(0, 1)
 
@@ -103,6 +111,11 @@ class Codec:
                 log.warning("the autoencoder overflowed in %s and runs in float32 from here on", self._dtype)
                 self.vae.float()
                 y = function(x.to(self._dtype))
+        if not bool(y.isfinite().all()):
+            raise OverflowError(
+                f"the autoencoder gives inf or nan in {self._dtype}; its weights are damaged, or not meant for such "
+                "pictures"
+            )
         return y.float()
 
     @property

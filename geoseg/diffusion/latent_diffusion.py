@@ -202,6 +202,21 @@ class LatentDiffusion(nn.Module):
         mask = tokens.attention_mask.to(device) if masked else None
         return self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
 
+    def check_prompt(self, prompt: str) -> None:
+        """Counts a prompt's tokens before any work.
+
+        Raises:
+            ValueError: the text encoder would read its beginning only.
+        """
+        room = self.tokenizer.model_max_length - 2  # the marks of beginning and end
+        tokens = self.tokenizer(prompt, add_special_tokens=False, verbose=False).input_ids
+        if len(tokens) > room:
+            end = self.tokenizer.decode(tokens[:room])[-30:]
+            raise ValueError(
+                f"the text encoder reads {room} tokens and this prompt has {len(tokens)}; shorten it, it would end "
+                f"after {end!r}"
+            )
+
     def denoise(self, noisy: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         """The denoising network's answer; what it means is the scheduler's prediction type.
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 _TAG = re.compile(r"<(\w+):([^>]+)>")  # modules/extra_networks.py of the web UI
 _BROKEN = re.compile(r"<\w[^<>]*>|<\s*lora\b[^<>]*", re.IGNORECASE)
@@ -55,13 +56,42 @@ def parse_prompt(text: str, adapters: Collection[str]) -> Prompt:
         if name in weights:
             raise ValueError(f"the prompt calls adapter {name!r} twice; keep one of its tags")
         weights[name] = weight
-    words = _TAG.sub("", text)
+    words = without_tags(text)
     if broken := _BROKEN.search(words):
         raise ValueError(f"{broken.group()} in the prompt cannot be read; {_advice(broken.group(), adapters)}")
-    if weights:
+    return Prompt(words, weights)
+
+
+def without_tags(text: str) -> str:
+    """The words of a prompt alone, whatever its tags say.
+
+    >>> without_tags("8 k, <lora:vai1:1>, Tile")
+    '8 k, Tile'
+    """
+    words, tags = _TAG.subn("", text)
+    if tags:
         words = re.sub(r"\s*,(\s*,)+", ",", words)  # the comma before and the comma after a tag
         words = re.sub(r"\s{2,}", " ", words).strip(" ,")
-    return Prompt(words.strip(), weights)
+    return words.strip()
+
+
+def read_prompt(path: str) -> str:
+    """A prompt from a text file, its line ends and indents made into single spaces.
+
+    Raises:
+        ValueError: no such file, no text in it, or text that would not arrive as it stands.
+    """
+    try:
+        text = " ".join(Path(path).expanduser().read_text(encoding="utf-8-sig").split())
+    except OSError as error:
+        raise ValueError(f"prompt.path={path} cannot be read: {error.strerror}; give a text file") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"prompt.path={path} is no text in UTF-8; save it as such") from None
+    if not text:
+        raise ValueError(f"prompt.path={path} is empty; write the prompt into it")
+    if "${" in text:
+        raise ValueError(f"prompt.path={path} holds '${{', which calls another setting; remove it")
+    return text
 
 
 def _arguments(tag: str, arguments: str, adapters: Collection[str]) -> tuple[str, AdapterWeight]:

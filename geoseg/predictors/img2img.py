@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from geoseg import progress
 from geoseg.crops import pad_to_multiple
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
-from geoseg.diffusion.prompts import Prompt, parse_prompt
+from geoseg.diffusion.prompts import Prompt, parse_prompt, without_tags
 from geoseg.diffusion.sampling import Denoiser, img2img, steps_run, windowed
 from geoseg.lora import adapter_names, weighted
 from geoseg.palette import Palette
@@ -46,7 +46,7 @@ class Img2Img(nn.Module):
         batch: windows per call of the network.
 
     Raises:
-        ValueError: a number out of range, or a tag that calls nothing.
+        ValueError: a number out of range, a tag that calls nothing, or a prompt too long for the text encoder.
     """
 
     def __init__(
@@ -90,6 +90,11 @@ class Img2Img(nn.Module):
         self._embedded: tuple[Any, Tensor] | None = None
         if adapter_names(model.parts()):
             self._parse()  # a wrong tag is better found before the training than after it
+        for name, words in (("prompt", without_tags(prompt)), ("negative_prompt", negative_prompt)):
+            try:
+                model.check_prompt(words)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
 
     @property
     def num_classes(self) -> int:

@@ -130,10 +130,18 @@ class SamRefined(nn.Module):
         )
 
     def _masks(self, picture: np.ndarray) -> list[dict[str, Any]]:
+        height, width = picture.shape[:2]
+        # segment_anything shrinks the longer side to its square; mirrored, a thin picture keeps a pixel of the other
+        least = -(-max(height, width) // self.sam.image_encoder.img_size)
+        grow = ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0))
         # segment_anything turns its numbers into NumPy, which has no bfloat16
         with torch.autocast(device_type=torch.device(self.sam.device).type, enabled=False):
-            masks: list[dict[str, Any]] = self.mask_generator.generate(picture)
-        return masks
+            masks: list[dict[str, Any]] = self.mask_generator.generate(np.pad(picture, grow, mode="symmetric"))
+        if least <= min(height, width):
+            return masks
+        for mask in masks:
+            mask["segmentation"] = mask["segmentation"][:height, :width]
+        return [mask for mask in masks if mask["segmentation"].any()]
 
 
 def partition(masks: Sequence[dict[str, Any]], height: int, width: int) -> Tensor:

@@ -135,6 +135,11 @@ class DenoisingTask(Task):
             raise ValueError(f"noise_offset must not be negative, got {noise_offset}; 0 switches it off")
         if not 0 <= drop_caption < 1:
             raise ValueError(f"drop_caption must lie in [0, 1), got {drop_caption}")
+        if caption is not None:
+            try:
+                model.check_prompt(caption)
+            except ValueError as error:
+                raise ValueError(f"caption: {error}") from None
         self.model, self.palette, self.adapter = model, palette, adapter
         self.paint, self.caption, self.crop, self.flip = paint, caption, crop, flip
         self.drop_caption, self.noise_offset = drop_caption, noise_offset
@@ -188,17 +193,22 @@ class DenoisingTask(Task):
         progress.expect("encoding", len(split), unit="picture")
         for batch in SameShape(split, batch_size):
             pictures = torch.stack([self._picture(split[i]) for i in batch])
-            mean, std = self._moments(pictures)
-            if self.flip:
-                mirror = self._moments(pictures.flip(-1))
-                mean, std = torch.stack([mean, mirror[0]], 1), torch.stack([std, mirror[1]], 1)
+            try:
+                mean, std = self._moments(pictures)
+                if self.flip:
+                    mirror = self._moments(pictures.flip(-1))
+                    mean, std = torch.stack([mean, mirror[0]], 1), torch.stack([std, mirror[1]], 1)
+            except OverflowError as error:
+                raise ValueError(f"{', '.join(split.names[i] for i in batch)}: {error}") from error
             moments += list(zip(mean, std, strict=True))
             progress.advance("encoding", len(batch))
         return moments
 
     def _moments(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = self.model.codec.moments(pictures.to(self.device))
-        return mean.half().cpu().clone(), std.half().cpu().clone()
+        mean, std = (moment.half() for moment in self.model.codec.moments(pictures.to(self.device)))
+        if not bool(mean.isfinite().all() and std.isfinite().all()):
+            raise OverflowError("the latents are beyond what fp16, in which they are kept, can hold")
+        return mean.cpu().clone(), std.cpu().clone()
 
     def _picture(self, item: dict[str, Any]) -> Tensor:
         """What is to be learnt of a sample, [3, H, W] in [0, 1], large enough for the square."""

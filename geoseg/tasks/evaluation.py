@@ -68,7 +68,10 @@ class EvaluationTask(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         image, target = batch["image"], batch["target"]
         started = time.perf_counter()
-        prediction = self.predictor.predict(image, [stream(self.seed, "predict", name) for name in batch["name"]])
+        try:
+            prediction = self.predictor.predict(image, [stream(self.seed, "predict", name) for name in batch["name"]])
+        except OverflowError as error:
+            raise ValueError(f"{', '.join(batch['name'])}: {error}") from error
         if image.is_cuda:
             torch.cuda.synchronize(image.device)  # a GPU is still at work when ``predict`` returns
         self.seconds += time.perf_counter() - started

@@ -81,10 +81,13 @@ class LabellingTask(Task):
 
     def save(self, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "model.safetensors"
+        path, part = folder / "model.safetensors", folder / "model.part"
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
-        save_file(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        try:
+            save_file(state, part)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
         return [path]
 
     def load(self, folder: Path) -> None:

@@ -268,7 +268,9 @@ def test_more_than_8_bits_are_refused_not_cut(tmp_path: Path, mode: str) -> None
     dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
     (tmp_path / "images" / "line0.png").unlink()
     Image.fromarray(deep.astype(dtype)).save(tmp_path / "images" / "line0.tif")
-    assert f"line0.tif: pixels are of type {mode}; save it as 8-bit grey or RGB" in offenders(tmp_path)
+    said = offenders(tmp_path)
+    assert f"line0.tif: pixels are of type {mode}, with values 0 to 47000; say for all profiles" in said
+    assert "data.source.grey_range=[0,65535]" in said
 
 
 def test_16_bit_png_is_refused(tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_16_bit_png_is_refused(tmp_path: Path) -> None:
     Image.fromarray((np.arange(48).reshape(6, 8) * 1000).astype(np.uint16)).save(tmp_path / "images" / "line0.png")
     Image.fromarray((np.arange(48).reshape(6, 8) % 3).astype(np.uint16)).save(tmp_path / "labels" / "line1.png")
     said = offenders(tmp_path)
-    assert "line0.png: pixels are of type I;16; save it as 8-bit grey or RGB" in said
+    assert "line0.png: pixels are of type I;16, with values 0 to 47000; say for all" in said
     assert "line1.png: a label map holds one 8-bit value per pixel (class index), this one is I;16" in said
 
 

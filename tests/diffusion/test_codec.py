@@ -87,3 +87,38 @@ def test_force_upcast_runs_in_float32() -> None:
     assert vae.config.force_upcast
     Codec(vae).encode(torch.zeros(1, 3, 8, 8))
     assert next(vae.parameters()).dtype == torch.float32
+
+
+def overflowing(half: bool) -> AutoencoderKL:
+    """An autoencoder whose first convolution leaves the range of fp16 and, unless ``half``, the one of float32 too."""
+    vae = tiny_latent_diffusion().vae
+    vae.register_to_config(force_upcast=False)
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.abs_().mul_(6e4 / vae.encoder.conv_in.weight.max())
+        if not half:
+            vae.encoder.conv_in.weight.fill_(3e38)
+            vae.decoder.conv_in.weight.fill_(3e38)
+    return vae.half() if half else vae
+
+
+def test_an_encoder_that_overflows_in_half_precision_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    vae, image = overflowing(half=True), torch.ones(2, 3, 8, 8)
+    assert not vae.encode(image.half()).latent_dist.parameters.isfinite().all()  # the premise
+    first = Codec(vae).encode(image)
+    assert first.isfinite().all()
+    assert torch.equal(Codec(vae).encode(image), first)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["the autoencoder overflowed in torch.float16 and runs in float32 from here on"]
+
+
+def test_what_is_not_finite_in_float32_either_is_an_error() -> None:
+    vae = overflowing(half=False)
+    with pytest.raises(OverflowError, match=r"gives inf or nan in torch\.float32; its weights are damaged"):
+        Codec(vae).encode(torch.ones(1, 3, 8, 8))
+    with pytest.raises(OverflowError, match=r"gives inf or nan in torch\.float32"):
+        Codec(vae).decode(torch.ones(1, 4, 4, 4))
+
+
+def test_a_latent_that_is_not_finite_is_not_the_autoencoders_fault(vae: AutoencoderKL) -> None:
+    with pytest.raises(OverflowError, match=r"the denoising network overflowed; use trainer\.precision=32-true"):
+        Codec(vae).decode(torch.full((1, 4, 4, 4), float("nan")))
