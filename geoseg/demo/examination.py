@@ -32,7 +32,6 @@ from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.diffusion.sampling import img2img
 from geoseg.models.sam import load_sam
 from geoseg.randomness import numpy_stream, seeded, stream
-from geoseg.record import write_atomically
 
 SEED = 7919
 """Key of all held-out pictures; no training uses it."""
@@ -345,6 +344,8 @@ def _tensor(pictures: Sequence[np.ndarray] | np.ndarray) -> Tensor:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     card = examine(folder)
-    write_atomically(folder / "cards" / "examination.json", json.dumps(card, indent=1) + "\n")
+    part = folder / "cards" / "examination.json.part"
+    part.write_text(json.dumps(card, indent=1) + "\n")
+    part.replace(part.with_suffix(""))
     for line, number in card["summary"].items():
         print(f"{line}: {number:.3f}")
