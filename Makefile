@@ -76,6 +76,7 @@ embed: $(READY) ## put the latest trained checkpoints, with cards, into geoseg/a
 	$(BIN)/python -c 'import sys; from geoseg.diffusion.latent_diffusion import LatentDiffusion; \
 		LatentDiffusion.load(sys.argv[1]).save("geoseg/assets/stable-diffusion", half=True)' $(call trained,demo_base)
 	mkdir -p geoseg/assets/sam && cp $(call trained,demo_sam)/* geoseg/assets/sam/
+	$(BIN)/python -m geoseg.demo.examination geoseg/assets
 	$(BIN)/python -c 'import sys; from pathlib import Path; from geoseg.report import write_cards; \
 		write_cards(dict(zip(sys.argv[1::2], map(Path, sys.argv[2::2]))), Path("geoseg/assets"))' \
 		stable-diffusion/vae $(call latest,demo_autoencoder) \

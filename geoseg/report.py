@@ -286,7 +286,9 @@ def flattened(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def write_cards(folders: Mapping[str, Path], assets: Path) -> list[Path]:
-    """Says where embedded checkpoints come from: ``cards/<experiment>.json`` and the table in README.md.
+    """Says where embedded checkpoints come from: ``cards/<experiment>.json`` and the tables in README.md.
+
+    Beside the trainings' own numbers stand those of ``cards/examination.json``, where it is.
 
     Args:
         folders: name of a part, as the table calls it, to the folder of the run that trained it.
@@ -325,6 +327,15 @@ def write_cards(folders: Mapping[str, Path], assets: Path) -> list[Path]:
         training = f"{steps} steps of {fit['batch_size']}, {card['minutes']:.0f} minutes, {record['device']}"
         code = f"`{record['commit']}`{' with changes' * record['dirty']}"
         lines.append(f"| {part} | `{record['experiment']}` | {training} | {code} | {scores} |")
+    examined = assets / "cards" / "examination.json"
+    if examined.is_file():
+        summary = json.loads(examined.read_text(encoding="utf-8"))["summary"]
+        examination = [f"| {name} | {value:.3f} |" for name, value in summary.items()]
+        put_between(
+            assets / "README.md",
+            "examination",
+            "\n".join(["| on held-out pictures | |", "|---|---|", *examination]) + "\n",
+        )
     written.append(put_between(assets / "README.md", "table", "\n".join(lines) + "\n"))
     return written
 

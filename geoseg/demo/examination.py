@@ -42,6 +42,9 @@ THRESHOLDS = {"pred_iou_thresh": 0.5, "stability_score_thresh": 0.7}
 REDRAWN = 0.4
 """Strength at which label maps are redrawn for the automatic masks, that of label LoRA's second pass."""
 
+LEAST = 10
+"""Pixels of a region that automatic masks are expected to find."""
+
 PROMPTS = {
     "seismic profile": "section",
     "label map, tile, smooth edges": "map",
@@ -123,17 +126,21 @@ def automatic_masks(generator: SamAutomaticMaskGenerator, picture: np.ndarray, t
 
     Returns:
         ``masks``, their number; ``covered`` and ``largest``, the share of pixels under any and under the largest one;
-        ``regions`` of at least ten pixels, and how many of them were ``found``: have a mask of IoU above 0.5.
+        ``wrong``, the share under the largest one that is no region (IoU 0.5 or less with all of them); ``regions``,
+        how many have at least ten pixels, and how many of these were ``found``: have a mask of IoU above 0.5.
     """
     masks = [record["segmentation"] for record in generator.generate(picture)]
     regions = _regions(target)
-    best = [max((_overlap(mask, region) for mask in masks), default=0.0) for region in regions]
+    overlap = np.array([[_overlap(mask, region) for region in regions] for mask in masks]).reshape(len(masks), -1)
+    right = overlap > 0.5
+    shares = [float(mask.mean()) for mask in masks]
     return {
         "masks": len(masks),
         "covered": float(np.any(masks, axis=0).mean()) if masks else 0.0,
-        "largest": max((float(mask.mean()) for mask in masks), default=0.0),
+        "largest": max(shares, default=0.0),
+        "wrong": max((share for share, fits in zip(shares, right, strict=True) if not fits.any()), default=0.0),
         "regions": len(regions),
-        "found": sum(value > 0.5 for value in best),
+        "found": int(right.any(axis=0).sum()),
     }
 
 
@@ -310,6 +317,9 @@ def summary(results: dict[str, Any]) -> dict[str, float]:
         "autoencoder: label maps, dB": np.mean(results["psnr"]["labels"]),
         "one click per region: IoU": np.mean([region["iou"] for region in regions]),
         "one click per region: IoU, best of three": np.mean([region["chosen"] for region in regions]),
+        f"one click per region of {LEAST} pixels or more: IoU": np.mean(
+            [region["iou"] for region in regions if region["area"] >= LEAST]
+        ),
     }
     for kind, title in (("labels", "label maps"), ("redrawn", f"label maps redrawn at {REDRAWN}")):
         rows = results["automatic"][kind]
@@ -317,6 +327,7 @@ def summary(results: dict[str, Any]) -> dict[str, float]:
         lines[f"automatic masks of {title}: regions found"] = found
         lines[f"automatic masks of {title}: pixels covered"] = np.mean([row["covered"] for row in rows])
         lines[f"automatic masks of {title}: largest mask"] = max(row["largest"] for row in rows)
+        lines[f"automatic masks of {title}: largest mask that is no region"] = max(row["wrong"] for row in rows)
     lines["classifier on drawn pictures: right"] = np.mean(results["steering"]["drawn"])
     for prompt, share in right.items():
         lines[f"pictures for '{prompt}': named so"] = share
@@ -324,12 +335,12 @@ def summary(results: dict[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in lines.items()}
 
 
-def _regions(target: np.ndarray, least: int = 10) -> list[np.ndarray]:
+def _regions(target: np.ndarray) -> list[np.ndarray]:
     found = []
     for k in np.unique(target):
         labels, count = ndimage.label(target == k)
         found += [labels == piece for piece in range(1, count + 1)]
-    return [region for region in found if region.sum() >= least]
+    return [region for region in found if region.sum() >= LEAST]
 
 
 def _overlap(mask: np.ndarray, region: np.ndarray) -> float:
