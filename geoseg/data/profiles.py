@@ -76,7 +76,7 @@ class ProfileFolder:
 
     def read(self, name: str) -> Sample:
         """Reads one pair; image uint8 [H, W] or [H, W, 3], target uint8 [H, W]."""
-        image = _picture(self._images[name])
+        image = picture_at(self._images[name])
         return Sample(image, self._indices(_label(self._labels[name])))
 
     def shape(self, name: str) -> tuple[int, int]:
@@ -96,7 +96,7 @@ class ProfileFolder:
         """
         wrong = self._faults(names)
         if wrong:
-            raise ValueError(_listed(f"{len(wrong)} of the samples in {self.root} cannot be used", wrong))
+            raise ValueError(listed(f"{len(wrong)} of the samples in {self.root} cannot be used", wrong))
 
     def _check_pairs(self) -> None:
         """Whoever has to mend file names hears at once what else is wrong."""
@@ -107,7 +107,7 @@ class ProfileFolder:
         alone += [f"{self._labels[stem].name}: no profile" for stem in sorted(self._labels.keys() - self._images)]
         if alone:
             wrong = alone + self._faults(self.names)
-            raise ValueError(_listed(f"profiles and label maps in {self.root} do not pair up by file name", wrong))
+            raise ValueError(listed(f"profiles and label maps in {self.root} do not pair up by file name", wrong))
 
     def _faults(self, names: Sequence[str]) -> list[str]:
         wrong: list[str] = []
@@ -116,7 +116,7 @@ class ProfileFolder:
         for name in names:
             profile, label = self._images[name].name, self._labels[name].name
             try:
-                image, target = _picture(self._images[name]), _label(self._labels[name])
+                image, target = picture_at(self._images[name]), _label(self._labels[name])
             except ValueError as error:
                 wrong.append(str(error))
                 continue
@@ -197,7 +197,7 @@ class ProfileFolder:
         return table[target]
 
 
-def _picture(path: Path) -> np.ndarray:
+def picture_at(path: Path) -> np.ndarray:
     """An 8-bit picture as uint8 [H, W] where all channels are equal, else [H, W, 3]."""
     with _opened(path) as picture:
         if picture.mode not in ("L", "RGB", "RGBA", "P", "1"):
@@ -234,7 +234,8 @@ def _opened(path: Path) -> Image.Image:
     return picture
 
 
-def _listed(headline: str, lines: list[str]) -> str:
+def listed(headline: str, lines: list[str]) -> str:
+    """An error message: what is wrong, and the first ten offenders."""
     shown = "\n  ".join(lines[:SHOWN])
     more = f"\n  ... and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return f"{headline}:\n  {shown}{more}"
