@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Bucket(NamedTuple):
+    """How a picture comes to the shape that it is trained in; both are (high, wide) in pixels.
+
+    Attributes:
+        resized: the whole picture.
+        cut: the rectangle inside it.
+    """
+
+    resized: tuple[int, int]
+    cut: tuple[int, int]
 
 
 def pad_to(picture: Tensor, height: int, width: int) -> Tensor:
@@ -29,11 +42,57 @@ def pad_to_multiple(picture: Tensor, multiple: int) -> Tensor:
     return pad_to(picture, height, width)
 
 
-def random_corner(height: int, width: int, size: int, generator: torch.Generator) -> tuple[int, int]:
-    """Top and left of a random ``size`` x ``size`` square inside height x width."""
-    top = int(torch.randint(height - size + 1, (), generator=generator))
-    left = int(torch.randint(width - size + 1, (), generator=generator))
+def random_corner(height: int, width: int, size: int | tuple[int, int], generator: torch.Generator) -> tuple[int, int]:
+    """Top and left of a random square of side ``size``, or rectangle (high, wide), inside height x width."""
+    high, wide = (size, size) if isinstance(size, int) else size
+    top = int(torch.randint(height - high + 1, (), generator=generator))
+    left = int(torch.randint(width - wide + 1, (), generator=generator))
     return top, left
+
+
+def bucket_sizes(size: int, step: int) -> list[tuple[int, int]]:
+    """Rectangles (high, wide) of at most ``size`` x ``size`` pixels, for pictures of any aspect.
+
+    Sides are multiples of ``step`` from half of ``size`` to its double; of every width the highest one.
+
+    >>> bucket_sizes(128, 64)
+    [(64, 192), (64, 256), (128, 128), (192, 64), (256, 64)]
+    """
+    sides = range(-(-size // 2 // step) * step, 2 * size + 1, step)
+    found = {(size**2 // wide // step * step, wide) for wide in sides}
+    found = {(high, wide) for high, wide in found if high >= sides.start}
+    return sorted(found | {(wide, high) for high, wide in found})
+
+
+def bucket(height: int, width: int, size: int, step: int, upscale: bool = False) -> Bucket:
+    """What a picture is resized to, and the rectangle that is cut out of that.
+
+    The rectangle is the one of ``bucket_sizes`` nearest in aspect, the larger of two that are equally near, and the
+    picture just covers it. Without ``upscale`` no picture is enlarged: one with fewer pixels than the square stays as
+    it is and loses what exceeds a multiple of ``step``, and a long one that does not reach the rectangle is continued
+    by mirroring.
+
+    Args:
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        size: side of the square that the model was trained on.
+        step: what sides are multiples of.
+        upscale: enlarge small pictures.
+    """
+    if not upscale and height * width < size**2:
+        high, wide = (max(step, side // step * step) for side in (height, width))
+        return Bucket((height, width), (high, wide))
+
+    def distance(shape: tuple[int, int]) -> tuple[float, int]:
+        return abs(math.log(shape[1] / shape[0] * height / width)), -shape[0] * shape[1]
+
+    high, wide = min(bucket_sizes(size, step), key=distance)
+    scale = max(high / height, wide / width)
+    if scale > 1 and not upscale:
+        return Bucket((height, width), (high, wide))
+    # the side that decides comes out exactly, whatever rounding says
+    resized = (max(high, round(height * scale)), max(wide, round(width * scale)))
+    return Bucket(resized, (high, wide))
 
 
 def starts(length: int, tile: int, overlap: float) -> list[int]:

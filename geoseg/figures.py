@@ -89,10 +89,10 @@ def draw_dice(
     return _write(figure, path)
 
 
-def draw_samples(image: Tensor, painted: Tensor, label: Tensor, path: Path) -> Path:
+def draw_samples(image: Tensor, painted: Tensor, label: Tensor | None, path: Path) -> Path:
     """What a method in training makes of a few images: rows original, drawn, label; all [B, C, H, W] in [0, 1]."""
-    rows = {"original": image, "drawn": painted, "label": label}
-    figure = Figure(figsize=(1.7 * len(image) + 0.3, 5.2), layout="constrained")
+    rows = {"original": image, "drawn": painted} | ({} if label is None else {"label": label})
+    figure = Figure(figsize=(1.7 * len(image) + 0.3, 1.7 * len(rows) + 0.1), layout="constrained")
     axes = figure.subplots(len(rows), len(image), squeeze=False)
     for row, (title, pictures) in zip(axes, rows.items(), strict=True):
         for axis, picture in zip(row, pictures, strict=True):

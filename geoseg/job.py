@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
-from geoseg import lora, progress
+from geoseg import lora, memory, progress
 from geoseg.config import build, identity, redact, weights_of
 from geoseg.data.module import DataModule
 from geoseg.figures import draw_dice, draw_stages, draw_training
@@ -192,6 +192,7 @@ class Job:
         """Fit and evaluation, and the record and figures of both."""
         fitted: dict[str, Any] = {"minutes": 0.0, "files": [], "scores": {}}
         figures = []
+        needs = self._foresee(method) if self.settings["foresee"] else {}
         if method.task is not None:
             fitted = self._fit(method.task, method.bare, wandb)
             training = self.folder / "figures" / "training.png"
@@ -199,11 +200,12 @@ class Job:
         results: dict[str, Any] = {
             "scores": fitted["scores"],
             "stages": {},
+            "memory": needs,
             "minutes": {"fit": fitted["minutes"], "predict": 0.0, "score": 0.0},
             "adapter": fitted["files"],
             "fit": fitted.get("made_by"),  # the run may have found what another commit or device trained
         }
-        if method.predictor is not None:
+        if method.predictor is not None and self.data.palette is not None:  # without classes there is nothing to score
             evaluation, minutes = self._evaluate(method.predictor, wandb)
             results |= {
                 "scores": fitted["scores"] | evaluation.scores,
@@ -245,14 +247,25 @@ class Job:
         total = time.perf_counter() - started
         return evaluation, {"predict": evaluation.seconds / 60, "score": (total - evaluation.seconds) / 60}
 
+    def _foresee(self, method: Assembled) -> dict[str, int]:
+        """What the work that is left to do takes of memory, told before it starts."""
+        task = None if self._fitted() else method.task
+        how = {"sample_images": self.settings["sample_images"], "precision": self.precision}
+        gpu = _on_gpu(self.settings["trainer"])
+        return memory.foresee(self.method["title"], task, method.bare, method.predictor, self.data, gpu=gpu, **how)
+
+    def _fitted(self) -> bool:
+        """Whether an earlier run with the same fit has trained it, and that is to be used."""
+        return (self.fit_folder / "fit.json").is_file() and not self.settings["force"]
+
     def _fit(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
         """Trains, or loads what an earlier run with the same fit trained; other runs may want the same at once."""
         with locked(self.fit_folder, f"{self.method['title']}, fit {self.fit_id},"):
-            return self._fitted(task, predictor, wandb)
+            return self._trained(task, predictor, wandb)
 
-    def _fitted(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
+    def _trained(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
         done, adapter = self.fit_folder / "fit.json", self.fit_folder / "adapter"
-        if done.is_file() and not self.settings["force"]:
+        if self._fitted():
             fitted: dict[str, Any] = json.loads(done.read_text())
             task.load(adapter)
             stale = _stale(fitted["made_by"]) if "made_by" in fitted else ""
@@ -261,7 +274,7 @@ class Job:
         done.unlink(missing_ok=True)
         lines = JsonLines(self.fit_folder)
         plan, steps = task.fit, self._batches(task)
-        per_epoch = max(1, steps // plan.epochs)
+        per_epoch = steps // plan.epochs
         every = min(steps, plan.validate_every * per_epoch) if plan.validate_every else steps
         callbacks: list[pl.Callback] = [Watch()]
         if task.ema is not None:
@@ -305,7 +318,7 @@ class Job:
 
     def _batches(self, task: Task) -> int:
         """Batches of the whole training."""
-        return -(-len(self.data.train) // task.fit.batch_size) * task.fit.epochs * task.fit.repeats
+        return len(self.data.visits(task))
 
     def _samples(self, predictor: Any, per_epoch: int, wandb: list[WandbLogger]) -> pl.Callback:
         split = self.data.val if len(self.data.val) else self.data.train  # never the test set

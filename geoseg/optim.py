@@ -52,6 +52,20 @@ def adamw8bit(
     return AdamW8bit(checked, weight_decay=weight_decay, betas=_pair(betas), eps=eps, min_8bit_size=min_8bit_size)
 
 
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes that the running means of an AdamW will take once it has moved.
+
+    In 8 bits, a block of 256 elements has a factor of 32 bits, and two tables of 256 numbers serve all.
+    """
+    numbers = [p.numel() for group in optimizer.param_groups for p in group["params"]]
+    settings: Any = getattr(optimizer, "args", None)  # bitsandbytes
+    if getattr(settings, "optim_bits", 32) != 8:
+        return sum(8 * count + 4 for count in numbers)  # two means and the number of steps
+    small = [count for count in numbers if count < settings.min_8bit_size]
+    large = [count for count in numbers if count >= settings.min_8bit_size]
+    return 8 * sum(small) + sum(2 * count + 8 * -(-count // 256) for count in large) + 2048 * bool(large)
+
+
 def constant(optimizer: Optimizer, steps: int, warmup: int = 0) -> LambdaLR:
     """The same rate throughout, after a straight rise.
 

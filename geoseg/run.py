@@ -14,7 +14,10 @@ from geoseg.job import Job, Models
 from geoseg.places import check_writable
 from geoseg.record import loaded_code
 
-TYPES = {"seed": int, "figure_rows": int, "sample_every": int, "sample_images": int, "force": bool, "progress": bool}
+TYPES = {
+    **dict.fromkeys(("seed", "figure_rows", "sample_every", "sample_images"), int),
+    **dict.fromkeys(("foresee", "force", "progress"), bool),
+}
 """Types of the settings that belong to no object."""
 
 
@@ -44,7 +47,8 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
     methods = {"method": settings["method"], **{key: method for key, method in rivals.items() if method is not None}}
     data: DataModule = build(settings["data"], "data")
     data.prepare()
-    if not data.names["test"] and any(method["predictor"] is not None for method in methods.values()):
+    scored = data.palette is not None and any(method["predictor"] is not None for method in methods.values())
+    if scored and not data.names["test"]:
         raise ValueError(
             f"no sample is left to test on: {len(data.names['train'])} of {len(data.source.names)} are for training "
             f"and {len(data.names['val'])} for validation; lower data.num_train or data.num_val, or add samples"

@@ -14,6 +14,7 @@ from geoseg.data.module import DataModule
 from geoseg.figures import draw_samples
 from geoseg.loggers import WandbLogger
 from geoseg.randomness import stream
+from geoseg.tasks.task import Task
 
 log = logging.getLogger("geoseg")
 
@@ -47,7 +48,8 @@ class Samples(pl.Callback):
             return
         training = [(module, module.training) for module in pl_module.modules()]
         pl_module.eval()
-        image = torch.stack([item["image"] for item in self.items]).to(pl_module.device)
+        assert isinstance(pl_module, Task)
+        image = torch.stack([pl_module.shown(item) for item in self.items]).to(pl_module.device)
         generators = [stream(0, "sample", item["name"]) for item in self.items]
         try:
             with progress.silent():  # its own bars would look like those of the test
@@ -60,11 +62,11 @@ class Samples(pl.Callback):
             for module, was in training:
                 module.training = was
         palette = self.data.palette
-        assert palette is not None
-        answer = prediction.painted
-        if answer is None:
-            answer = palette.paint(prediction.labels)
-        labels = palette.paint(torch.stack([item["target"] for item in self.items]))
+        answer, labels = prediction.painted, None
+        if palette is not None:
+            answer = palette.paint(prediction.labels) if answer is None else answer
+            labels = palette.paint(torch.stack([item["target"] for item in self.items]))
+        assert answer is not None
         path = draw_samples(
             image.cpu(), answer.float().cpu(), labels, self.folder / "samples" / f"epoch_{epoch:04d}.png"
         )

@@ -87,6 +87,7 @@ def tiny_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "trainer=cpu",
         "logger=files",
         "progress=false",
+        "foresee=false",
     ]
 
 

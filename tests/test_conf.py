@@ -206,3 +206,24 @@ def test_files_are_plain_yaml() -> None:
     for path in FILES:
         loaded = yaml.safe_load((conf_folder() / path).read_text(encoding="utf-8"))
         assert isinstance(loaded, dict), path
+
+
+@pytest.mark.parametrize("option", ["trainer=gpu_12gb", "trainer=gpu_24gb"])
+def test_presets_for_a_gpu_change_neither_numbers_nor_what_is_left_out(
+    compose: Callable[[list[str]], DictConfig], option: str
+) -> None:
+    first, frugal = (plain(compose(["experiment=label_lora", *words])) for words in (["trainer=gpu"], [option]))
+    assert frugal["trainer"] == first["trainer"]
+    changed = {
+        "method.task": {"gradient_checkpointing"},
+        "method.predictor": {"batch"},
+        "method.wrappers.sam": {"points_per_batch"},
+    }
+    for where, allowed in changed.items():
+        a, b = first, frugal
+        for key in where.split("."):
+            a, b = a[key], b[key]
+        assert {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)} <= allowed
+    alone = plain(compose(["experiment=lora_only", "data.root=here", "checkpoints=hub", option]))  # asks for no SAM
+    assert alone["method"]["wrappers"] == {"sam": None}
+    assert alone["method"]["predictor"]["batch"] == frugal["method"]["predictor"]["batch"]

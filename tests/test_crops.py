@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from geoseg.crops import pad_to, pad_to_multiple, random_corner, window
+from geoseg.crops import bucket, bucket_sizes, pad_to, pad_to_multiple, random_corner, window
 from geoseg.randomness import stream
 
 
@@ -49,3 +49,33 @@ def test_the_window_is_smooth_and_above_zero() -> None:
         assert (weights > 0).all()
         torch.testing.assert_close(weights, weights.flip(0).flip(1))
     assert window(64, 64)[:, 32].diff().abs().max() < 0.06, "a step of the window would show as a seam"
+
+
+def test_the_buckets_of_512_by_hand() -> None:
+    by_hand = [(256, 1024), (320, 768), (384, 640), (448, 576), (512, 512)]  # 512 * 512 // width, rounded down to 64
+    more = [(256, 832), (256, 896), (256, 960), (320, 704)]
+    assert bucket_sizes(512, 64) == sorted({*by_hand, *more, *((b, a) for a, b in by_hand + more)})
+    assert bucket_sizes(64, 64) == [(64, 64)]  # 64 x 128 would be twice the area
+
+
+@pytest.mark.parametrize(
+    ("shape", "upscale", "resized", "cut"),
+    [
+        ((1024, 1024), False, (512, 512), (512, 512)),
+        ((600, 1200), False, (352, 704), (320, 704)),  # 2 : 1; 320 x 704 is 2.2, 384 x 640 only 1.67
+        ((1200, 600), False, (704, 352), (704, 320)),
+        ((300, 400), False, (300, 400), (256, 384)),  # never enlarged: what exceeds a multiple of 64 is cut away
+        ((300, 400), True, (448, 597), (448, 576)),
+        ((40, 400), False, (40, 400), (64, 384)),  # too low for 64, so it is mirrored up to it
+        ((100, 5000), False, (100, 5000), (256, 1024)),  # longer than any rectangle: cut at random, mirrored in height
+        ((512, 512), False, (512, 512), (512, 512)),
+    ],
+)
+def test_buckets_by_hand(shape: tuple[int, int], upscale: bool, resized: tuple[int, int], cut: tuple[int, int]) -> None:
+    assert bucket(*shape, size=512, step=64, upscale=upscale) == (resized, cut)
+
+
+def test_a_random_corner_of_a_rectangle() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = {random_corner(5, 9, (4, 7), generator) for _ in range(200)}
+    assert corners == {(y, x) for y in range(2) for x in range(3)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,12 @@ class Split(Dataset[dict[str, Any]]):
     def __init__(self, source: Source, names: Sequence[str], keep: int = 1024) -> None:
         self.source, self.names, self.keep = source, list(names), keep
         self._read: dict[int, dict[str, Any]] = {}
+
+    @property
+    def repeats(self) -> list[int]:
+        """How often an epoch meets each sample."""
+        repeats: Callable[[str], int] = getattr(self.source, "repeats", lambda name: 1)
+        return [repeats(name) for name in self.names]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -77,7 +83,7 @@ class DataModule(pl.LightningDataModule):
     Args:
         source: the data set.
         palette: K colours "#RRGGBB"; None takes the published facies colours.
-        num_train: labelled samples used for training.
+        num_train: labelled samples used for training; None means all that num_val and num_test leave.
         select: "random" (by seed), "representative" (class coverage) or a list of names.
         num_val: validation samples; None means all that the source prescribes, 0 where it prescribes none.
         num_test: test samples; None means all that are left.
@@ -92,7 +98,7 @@ class DataModule(pl.LightningDataModule):
         self,
         source: Source,
         palette: Sequence[str] | None = None,
-        num_train: int = 4,
+        num_train: int | None = 4,
         select: str | Sequence[str] = "random",
         num_val: int | None = None,
         num_test: int | None = None,
@@ -137,7 +143,7 @@ class DataModule(pl.LightningDataModule):
             pools[self.source.split(name)].append(name)
         prescribed = any(pools[split] for split in ("train", "val", "test"))
         train_pool = pools["train"] if prescribed else pools[None]
-        train = self._choose_train(train_pool)
+        train = self._choose_train(train_pool, prescribed)
         if prescribed:
             val, test = pools["val"], pools["test"]
         else:
@@ -167,8 +173,20 @@ class DataModule(pl.LightningDataModule):
         assert self.trainer is not None
         task: Any = self.trainer.lightning_module
         view = task.view(self.train, training=True)
-        order = Visits(len(view), task.fit.batch_size, task.fit.epochs * task.fit.repeats, self.seed)
-        return DataLoader(view, batch_sampler=order, num_workers=self.workers, pin_memory=torch.cuda.is_available())
+        return DataLoader(
+            view, batch_sampler=self.visits(task), num_workers=self.workers, pin_memory=torch.cuda.is_available()
+        )
+
+    def visits(self, task: Any) -> Visits:
+        """Which samples every batch of a training holds; its length is that of the training."""
+        return Visits(
+            len(self.train),
+            task.fit.batch_size,
+            task.fit.epochs * task.fit.repeats,
+            self.seed,
+            repeats=self.train.repeats,
+            buckets=task.buckets(self.train),
+        )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Validation batches at fixed randomness; an empty list where there is nothing to validate on."""
@@ -177,14 +195,15 @@ class DataModule(pl.LightningDataModule):
         if not len(self.val):
             return []
         view = task.view(self.val, training=False)
-        order = Visits(len(view), self.batch_size, task.fit.validation_visits, seed=0)
+        buckets = task.buckets(self.val)
+        order = Visits(len(view), self.batch_size, task.fit.validation_visits, seed=0, buckets=buckets)
         return DataLoader(view, batch_sampler=order, num_workers=self.workers)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Whole images, neighbours of one shape together."""
         return DataLoader(self.test, batch_sampler=SameShape(self.test, self.batch_size), num_workers=self.workers)
 
-    def _choose_train(self, pool: list[str]) -> list[str]:
+    def _choose_train(self, pool: list[str], prescribed: bool) -> list[str]:
         if not isinstance(self.select, str):
             if not self.select:
                 raise ValueError("data.select is an empty list; name at least one sample, or use random")
@@ -199,15 +218,18 @@ class DataModule(pl.LightningDataModule):
                     f"{f'; in quotes a name is taken as it stands: {line}' if read else ''}"
                 )
             return select
-        if self.num_train < 1 or self.num_train > len(pool):
+        count = self.num_train
+        if count is None:
+            count = len(pool) - (0 if prescribed else (self.num_val or 0) + (self.num_test or 0))
+        if count < 1 or count > len(pool):
             raise ValueError(
-                f"data.num_train={self.num_train}, but {len(pool)} labelled samples are there to choose from; "
+                f"data.num_train={count}, but {len(pool)} labelled samples are there to choose from; "
                 f"ask for 1 to {len(pool)}"
             )
         if self.select == "random":
-            return choose_random(pool, self.num_train, self.seed)
+            return choose_random(pool, count, self.seed)
         if self.select == "representative":
-            return choose_representative(self.source, pool, self.num_train, self.seed)
+            return choose_representative(self.source, pool, count, self.seed)
         raise ValueError(f"data.select must be random, representative or a list of names, got {self.select!r}")
 
     @staticmethod

@@ -106,7 +106,7 @@ class ProfileFolder:
         """
         wrong = self._faults(names)
         if wrong:
-            raise ValueError(_listed(f"{len(wrong)} of the samples in {self.root} cannot be used", wrong))
+            raise ValueError(listed(f"{len(wrong)} of the samples in {self.root} cannot be used", wrong))
 
     def _check_pairs(self) -> None:
         """Whoever has to mend file names hears at once what else is wrong."""
@@ -117,7 +117,7 @@ class ProfileFolder:
         alone += [f"{self._labels[stem].name}: no profile" for stem in sorted(self._labels.keys() - self._images)]
         if alone:
             wrong = alone + self._faults(self.names)
-            raise ValueError(_listed(f"profiles and label maps in {self.root} do not pair up by file name", wrong))
+            raise ValueError(listed(f"profiles and label maps in {self.root} do not pair up by file name", wrong))
 
     def _faults(self, names: Sequence[str]) -> list[str]:
         wrong: list[str] = []
@@ -209,7 +209,8 @@ class ProfileFolder:
         return table[target]
 
 
-def _listed(headline: str, lines: list[str]) -> str:
+def listed(headline: str, lines: list[str]) -> str:
+    """A headline and the first ten of what it speaks of, one per line."""
     shown = "\n  ".join(lines[:SHOWN])
     more = f"\n  ... and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     return f"{headline}:\n  {shown}{more}"

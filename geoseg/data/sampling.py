@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,35 +17,65 @@ from geoseg.types import IGNORE
 class Visits(Sampler[list[tuple[int, int]]]):
     """The batches of a whole training run as a function of (seed, batch number).
 
-    A run visits every sample ``visits`` times; each round has its own order. Batch ``i`` can be looked up without the
-    batches before it, so a run that continues starts at ``first`` and meets exactly what it would have met.
+    A run has ``visits`` rounds, each with its own order, in which it meets every sample once, or as often as
+    ``repeats`` says. Batch ``i`` can be looked up without the batches before it, so a run that continues starts at
+    ``first`` and meets exactly what it would have met.
 
     Args:
         samples: number of samples.
-        batch_size: samples per batch; the last batch of a round may be smaller.
+        batch_size: samples per batch; a bucket's last batch of a round may be smaller.
         visits: rounds, that is epochs times repeats.
         seed: decides the order.
         first: number of batches to leave out at the start.
+        repeats: how often each sample comes in a round; its visits are numbered through all rounds.
+        buckets: a batch holds samples of one bucket only; None puts all into one.
     """
 
-    def __init__(self, samples: int, batch_size: int, visits: int, seed: int, first: int = 0) -> None:
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        visits: int,
+        seed: int,
+        first: int = 0,
+        repeats: Sequence[int] | None = None,
+        buckets: Sequence[Hashable] | None = None,
+    ) -> None:
         if min(samples, batch_size, visits) < 1:
             raise ValueError(
                 f"training needs at least one sample, batch and epoch; got samples={samples}, "
                 f"batch_size={batch_size}, epochs x repeats={visits}"
             )
         self.samples, self.batch_size, self.visits, self.seed, self.first = samples, batch_size, visits, seed, first
-        self.per_round = -(-samples // batch_size)
+        self.repeats = list(repeats) if repeats is not None else [1] * samples
+        self.buckets = list(buckets) if buckets is not None else [None] * samples
+        self._round = [
+            i for i in range(samples) for _ in range(self.repeats[i])
+        ]  # what a round holds, before its order
+        sizes = Counter(self.buckets[i] for i in self._round)
+        self.per_round = sum(-(-size // batch_size) for size in sizes.values())
 
     def __len__(self) -> int:
         return self.visits * self.per_round - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for visit in range(self.first // self.per_round, self.visits):
-            order = torch.randperm(self.samples, generator=stream(self.seed, "order", visit)).tolist()
             skip = max(0, self.first - visit * self.per_round)
-            for start in range(skip * self.batch_size, self.samples, self.batch_size):
-                yield [(i, visit) for i in order[start : start + self.batch_size]]
+            yield from self._batches(visit)[skip:]
+
+    def _batches(self, visit: int) -> list[list[tuple[int, int]]]:
+        """The batches of a round; those that nothing is left to fill come last."""
+        order = torch.randperm(len(self._round), generator=stream(self.seed, "order", visit)).tolist()
+        met = [visit * often for often in self.repeats]
+        full: list[list[tuple[int, int]]] = []
+        filling: dict[Hashable, list[tuple[int, int]]] = {}
+        for i in (self._round[place] for place in order):
+            batch = filling.setdefault(self.buckets[i], [])
+            batch.append((i, met[i]))
+            met[i] += 1
+            if len(batch) == self.batch_size:
+                full.append(filling.pop(self.buckets[i]))
+        return [*full, *filling.values()]
 
 
 def choose_random(names: Sequence[str], count: int, seed: int) -> list[str]:

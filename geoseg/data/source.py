@@ -17,6 +17,8 @@ class Source(Protocol):
         num_classes: K.
         class_names: K names.
         unit: what an independent unit is, such as "section" or "image"; intervals resample these.
+
+    A source may also have ``repeats(name) -> int``, how often an epoch meets a sample; without it that is once.
     """
 
     title: str

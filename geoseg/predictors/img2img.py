@@ -27,7 +27,7 @@ class Img2Img(nn.Module):
 
     Args:
         model: a latent diffusion model, with its adapters attached.
-        palette: what the colours mean.
+        palette: what the colours mean; None only draws, and has no class to read.
         prompt: may call adapters, ``<lora:vai1:1>``; an attached adapter that is not called is switched off while
             predicting, as in the web UI, with a note in the log.
         negative_prompt: what to move away from; tags have no place in it, and it is read with the adapters of the
@@ -52,7 +52,7 @@ class Img2Img(nn.Module):
     def __init__(
         self,
         model: LatentDiffusion,
-        palette: Palette,
+        palette: Palette | None,
         prompt: str,
         negative_prompt: str = "",
         strength: float = 0.53,
@@ -98,8 +98,8 @@ class Img2Img(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """K, the number of colours."""
-        return self.palette.num_classes
+        """K, the number of colours; 0 without a palette."""
+        return self.palette.num_classes if self.palette is not None else 0
 
     def predict(self, image: Tensor, generator: Sequence[torch.Generator]) -> Prediction:
         """Redraws and reads a batch.
@@ -139,7 +139,17 @@ class Img2Img(nn.Module):
                     )
                 picture = self._redraw(picture, condition, strength, generator)
                 stages[f"pass {number}"] = picture
-            return Prediction(probs=self.palette.decode(picture), painted=picture, stages=stages)
+            probs = self.palette.decode(picture) if self.palette is not None else picture[:, :0]
+            return Prediction(probs=probs, painted=picture, stages=stages)
+
+    def rehearse(self, picture: Tensor) -> None:
+        """One step of ``predict`` for pictures without content, for ``geoseg.memory``."""
+        latent = self.model.codec.encode(pad_to_multiple(picture.expand(-1, 3, -1, -1), self.model.multiple))
+        both = torch.cat([latent, latent]) if self.guidance > 1 else latent
+        words, wide = self.model.tokenizer.model_max_length, self.model.text_encoder.config.hidden_size
+        time = torch.zeros((), dtype=torch.int64)
+        self._denoiser()(both, time, torch.zeros(len(both), words, wide))
+        self.model.codec.decode(latent)
 
     def _redraw(
         self, picture: Tensor, condition: Tensor, strength: float, generator: Sequence[torch.Generator]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torch.utils.data import Dataset
 
 from geoseg import lora, progress
-from geoseg.crops import pad_to, pad_to_multiple, random_corner
+from geoseg.crops import Bucket, bucket, pad_to, pad_to_multiple, random_corner
 from geoseg.data.module import SameShape, Split
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.diffusion.objectives import Objective
@@ -19,6 +21,9 @@ from geoseg.lora import LoRA
 from geoseg.palette import Palette
 from geoseg.randomness import stream
 from geoseg.tasks.task import Task
+
+ENCODED = 1 << 18
+"""Pixels per call of the encoder: one square of 512, whose activations take memory like those of a training step."""
 
 
 class Latents(Dataset[dict[str, Any]]):
@@ -31,7 +36,7 @@ class Latents(Dataset[dict[str, Any]]):
             its mirror image.
         captions: words of every picture.
         names: sample ids.
-        crop: side of the latent square that is cut out per visit.
+        crop: side of the latent square that is cut out per visit, or the rectangle (high, wide) of every picture.
         timesteps: length of the noise schedule.
         visits: for validation, how many fixed timesteps are spread over the schedule; None draws them at random.
         drop_caption: share of visits with empty words, which classifier-free guidance needs.
@@ -44,7 +49,7 @@ class Latents(Dataset[dict[str, Any]]):
         moments: Sequence[tuple[Tensor, Tensor]],
         captions: Sequence[str],
         names: Sequence[str],
-        crop: int,
+        crop: int | Sequence[tuple[int, int]],
         timesteps: int,
         visits: int | None,
         drop_caption: float,
@@ -52,7 +57,8 @@ class Latents(Dataset[dict[str, Any]]):
         seed: int,
     ) -> None:
         self.moments, self.captions, self.names = moments, captions, names
-        self.crop, self.timesteps, self.visits = crop, timesteps, visits
+        self.crops = [(crop, crop)] * len(moments) if isinstance(crop, int) else list(crop)
+        self.timesteps, self.visits = timesteps, visits
         self.drop_caption, self.noise_offset, self.seed = drop_caption, noise_offset, seed
 
     def __len__(self) -> int:
@@ -66,8 +72,9 @@ class Latents(Dataset[dict[str, Any]]):
         if mean.ndim == 4:  # the picture and its mirror image
             side = int(torch.randint(2, (), generator=generator))
             mean, std = mean[side], std[side]
-        top, left = random_corner(mean.shape[-2], mean.shape[-1], self.crop, generator)
-        here = (slice(None), slice(top, top + self.crop), slice(left, left + self.crop))
+        high, wide = self.crops[index]
+        top, left = random_corner(mean.shape[-2], mean.shape[-1], (high, wide), generator)
+        here = (slice(None), slice(top, top + high), slice(left, left + wide))
         mean, std = mean[here].float(), std[here].float()
         latent = mean + std * torch.randn(mean.shape, generator=generator)
         noise = torch.randn(mean.shape, generator=generator)
@@ -96,6 +103,9 @@ class DenoisingTask(Task):
         paint: learn painted label maps (the profiles are never looked at); off: learn the images themselves.
         caption: words for every picture; None takes each sample's own.
         crop: side of the training square in pixels, a multiple of what the model can halve.
+        bucketing: resize every picture to the rectangle of about ``crop`` x ``crop`` pixels nearest to its own aspect,
+            and learn batches of one rectangle; off: learn random squares of pictures in their own size. See ``bucket``.
+        upscale: with ``bucketing``, also enlarge pictures that are smaller than that.
         flip: also learn the mirror image of every picture.
         drop_caption: share of visits with empty words, in [0, 1).
         min_snr_gamma: caps the weight of easy timesteps (Hang et al. 2023 use 5); None weighs all alike.
@@ -114,6 +124,8 @@ class DenoisingTask(Task):
         paint: bool = True,
         caption: str | None = None,
         crop: int = 512,
+        bucketing: bool = False,
+        upscale: bool = False,
         flip: bool = False,
         drop_caption: float = 0.0,
         min_snr_gamma: float | None = None,
@@ -142,21 +154,23 @@ class DenoisingTask(Task):
                 raise ValueError(f"caption: {error}") from None
         self.model, self.palette, self.adapter = model, palette, adapter
         self.paint, self.caption, self.crop, self.flip = paint, caption, crop, flip
+        self.bucketing, self.upscale = bucketing, upscale
         self.drop_caption, self.noise_offset = drop_caption, noise_offset
         self.objective = Objective.of(model.scheduler.config, min_snr_gamma=min_snr_gamma)
         if gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
-            model.text_encoder.gradient_checkpointing_enable()
+            text = model.text_encoder  # transformers is about to give it another name
+            getattr(text, "activation_checkpointing_enable", text.gradient_checkpointing_enable)()
         self._embeddings: dict[str, Tensor] = {}
 
     def view(self, split: Split, training: bool) -> Latents:
-        moments = self._encode(split)
+        moments, factor = self._encode(split), self.model.codec.factor
         captions = [self.caption if self.caption is not None else split[i]["caption"] for i in range(len(split))]
         return Latents(
             moments,
             captions,
             split.names,
-            crop=self.crop // self.model.codec.factor,
+            crop=[(high // factor, wide // factor) for high, wide in self.buckets(split)],
             timesteps=self.model.scheduler.config.num_train_timesteps,
             visits=None if training else self.fit.validation_visits,
             drop_caption=self.drop_caption,
@@ -164,11 +178,30 @@ class DenoisingTask(Task):
             seed=self.seed,
         )
 
+    def buckets(self, split: Split) -> list[Any]:
+        """The rectangle (high, wide) in pixels that is cut out of each picture."""
+        if not self.bucketing:  # without a look at any file
+            return [(self.crop, self.crop)] * len(split)
+        return [self._bucket(*split.source.shape(name)).cut for name in split.names]
+
+    def shown(self, item: dict[str, Any]) -> Tensor:
+        return super().shown(item) if self.paint else self._picture(item)
+
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        latent, time = batch["latent"], batch["time"]
-        noise = batch["noise"]
+        return self._losses(batch["latent"], batch["noise"], batch["time"], self._condition(batch["caption"]))
+
+    def rehearse(self, split: Split) -> Tensor:
+        high, wide = max(self.buckets(split), key=math.prod)
+        count, factor, text = self.fit.batch_size, self.model.codec.factor, self.model.text_encoder
+        latent = torch.zeros(count, self.model.codec.channels, high // factor, wide // factor)
+        tokens = torch.zeros(count, self.model.tokenizer.model_max_length, dtype=torch.int64)
+        with torch.set_grad_enabled("text" in self.groups):
+            condition = text(tokens).last_hidden_state
+        return self._losses(latent, latent, tokens[:, 0], condition).mean()
+
+    def _losses(self, latent: Tensor, noise: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         noisy = self.objective.add_noise(latent, noise, time)
-        predicted = self.model.denoise(noisy, time, self._condition(batch["caption"]))
+        predicted = self.model.denoise(noisy, time, condition)
         error = (predicted.float() - self.objective.target(latent, noise, time)).square().mean(dim=(1, 2, 3))
         return error * self.objective.weight(time) if self.training else error
 
@@ -187,11 +220,11 @@ class DenoisingTask(Task):
         lora.load(self.model.parts(), folder, self.adapter.name)
 
     @torch.no_grad()
-    def _encode(self, split: Split, batch_size: int = 16) -> list[tuple[Tensor, Tensor]]:
+    def _encode(self, split: Split) -> list[tuple[Tensor, Tensor]]:
         """Latent moments of every picture in the split, kept as fp16 on the CPU; nothing frozen is computed twice."""
         moments: list[tuple[Tensor, Tensor]] = []
         progress.expect("encoding", len(split), unit="picture")
-        for batch in SameShape(split, batch_size):
+        for batch in SameShape(split, max(1, ENCODED // self.crop**2)):
             pictures = torch.stack([self._picture(split[i]) for i in batch])
             try:
                 mean, std = self._moments(pictures)
@@ -211,13 +244,25 @@ class DenoisingTask(Task):
         return mean.cpu().clone(), std.cpu().clone()
 
     def _picture(self, item: dict[str, Any]) -> Tensor:
-        """What is to be learnt of a sample, [3, H, W] in [0, 1], large enough for the square."""
+        """What is to be learnt of a sample, [3, H, W] in [0, 1], large enough for what is cut out of it."""
         if self.paint:
             assert self.palette is not None
             picture = self.palette.paint(item["target"][None])[0]
         else:
             picture = item["image"].expand(3, -1, -1)
-        return pad_to_multiple(pad_to(picture, self.crop, self.crop), self.model.multiple)
+        resized, cut = self._bucket(*picture.shape[1:])
+        if resized != tuple(picture.shape[1:]):
+            picture = interpolate(picture[None], resized, mode="bilinear", antialias=True)[0]
+        picture = pad_to(picture, *cut)
+        if not self.bucketing:
+            return pad_to_multiple(picture, self.model.multiple)
+        height, width = (side - side % self.model.codec.factor for side in picture.shape[1:])
+        return picture[:, :height, :width]  # loses a few pixels rather than learn mirrored ones
+
+    def _bucket(self, height: int, width: int) -> Bucket:
+        if not self.bucketing:
+            return Bucket((height, width), (self.crop, self.crop))
+        return bucket(height, width, self.crop, self.model.multiple, self.upscale)
 
     def _condition(self, captions: list[str]) -> Tensor:
         if "text" in self.groups:

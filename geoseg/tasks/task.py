@@ -101,6 +101,15 @@ class Task(pl.LightningModule):
         """The split as this task needs it; item (i, visit) is a pure function of seed, sample and visit."""
         raise NotImplementedError
 
+    def buckets(self, split: Split) -> list[Any]:
+        """Which samples may share a batch, known without reading any: those of one bucket."""
+        return [None] * len(split)
+
+    def shown(self, item: dict[str, Any]) -> Tensor:
+        """The picture of a sample that pictures are drawn from while training, [C, H, W] in [0, 1]."""
+        image: Tensor = item["image"]
+        return image
+
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """The loss of every sample, [B]."""
         raise NotImplementedError
@@ -141,11 +150,18 @@ class Task(pl.LightningModule):
         stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
         self._schedule(stand_in, -(-batches // self.fit.accumulate))
 
+    def optimizer(self) -> torch.optim.Optimizer:
+        """A new optimizer for the groups that are trained."""
+        return self._optimizer(
+            [{"params": params, "lr": float(self.rates[name]), "name": name} for name, params in self.groups.items()]
+        )
+
+    def rehearse(self, split: Split) -> Tensor | None:
+        """The loss of the largest batch of a split without its content, for ``geoseg.memory``; None: cannot be told."""
+        return None
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups = [
-            {"params": params, "lr": float(self.rates[name]), "name": name} for name, params in self.groups.items()
-        ]
-        optimizer = self._optimizer(groups)
+        optimizer = self.optimizer()
         schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -135,3 +135,36 @@ def test_equal_maps_are_told_apart_by_the_seed() -> None:
     assert len(picks) > 4
     again = [choose_representative(source, source.names, 3, 2) for _ in range(2)]  # type: ignore[arg-type]
     assert again[0] == again[1]
+
+
+def test_repeats_are_visits_of_their_own() -> None:
+    repeats = [3, 1, 2]
+    batches = list(Visits(3, 2, 4, seed=0, repeats=repeats))
+    # six visits per round, so three batches; over four rounds a sample's visits are numbered without a gap
+    assert len(batches) == len(Visits(3, 2, 4, seed=0, repeats=repeats)) == 4 * 3
+    met = Counter(item for batch in batches for item in batch)
+    assert met == {(i, visit): 1 for i in range(3) for visit in range(4 * repeats[i])}
+    for number in range(4):
+        here = Counter(i for batch in batches[3 * number : 3 * number + 3] for i, _ in batch)
+        assert here == {0: 3, 1: 1, 2: 2}
+    assert list(Visits(3, 2, 4, seed=0, repeats=[1, 1, 1])) == list(Visits(3, 2, 4, seed=0))
+
+
+def test_a_batch_holds_one_bucket() -> None:
+    buckets, repeats = ["wide", "high", "wide", "wide", "high"], [2, 1, 2, 1, 2]
+    # wide: 5 visits, high: 3 visits; in twos that is 3 + 2 batches per round
+    visits = Visits(5, 2, 3, seed=1, repeats=repeats, buckets=buckets)
+    batches = list(visits)
+    assert len(batches) == len(visits) == 3 * 5
+    assert all(len({buckets[i] for i, _ in batch}) == 1 for batch in batches)
+    for start in range(0, 15, 5):
+        round_ = batches[start : start + 5]
+        assert sorted(map(len, round_)) == [1, 1, 2, 2, 2]
+        assert [len(batch) for batch in round_][:3] == [2, 2, 2]  # what is left over comes last
+        assert Counter(i for batch in round_ for i, _ in batch) == dict(enumerate(repeats))
+    assert list(visits) == batches
+    for first in (0, 3, 5, 9, 15):
+        tail = Visits(5, 2, 3, seed=1, first=first, repeats=repeats, buckets=buckets)
+        assert list(tail) == batches[first:]
+    other = list(Visits(5, 2, 3, seed=2, repeats=repeats, buckets=buckets))
+    assert other != batches

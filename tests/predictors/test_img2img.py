@@ -130,7 +130,7 @@ def test_adapter_tags_agree_with_the_pipeline_of_diffusers(adapted: LatentDiffus
     set_weight(adapted.text_encoder, "vai1", text)
     run = pipeline_of(adapted, DDIMScheduler)
     expected = run(image, WORDS, strength=0.53, guidance_scale=7.0, num_inference_steps=6, generator=generators(2))
-    torch.testing.assert_close(painted, expected, atol=5e-5, rtol=0)
+    torch.testing.assert_close(painted, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
