@@ -382,17 +382,18 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
             raise ValueError(_suggest(str(error), known)) from None
 
 
-def _elsewhere(key: str) -> str:
-    """The option of a group that has this setting, as group=option; "" where none has it."""
+def _elsewhere(key: str) -> list[str]:
+    """The options of a group that have this setting, as group=option."""
     from omegaconf import OmegaConf
 
     from geoseg.config import conf_folder
 
     group, _, rest = key.partition(".")
-    for path in sorted((conf_folder() / group).glob("**/*.yaml")):
-        if rest in _keys(OmegaConf.to_container(OmegaConf.load(path), resolve=False)):
-            return f"{group}={path.relative_to(conf_folder() / group).with_suffix('').as_posix()}"
-    return ""
+    return [
+        f"{group}={path.relative_to(conf_folder() / group).with_suffix('').as_posix()}"
+        for path in sorted((conf_folder() / group).glob("**/*.yaml"))
+        if rest in _keys(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+    ]
 
 
 def _keys(node: Any, where: str = "") -> Any:
@@ -415,9 +416,9 @@ def _suggest(message: str, keys: list[str]) -> str:
         last = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_last, n=1, cutoff=0.75)
         found = near[0] if near else by_last[last[0]] if last else ""
         hint = f"did you mean {found}?" if found else "geoseg run experiment=... --help lists those of an experiment"
-        other = _elsewhere(key)
-        if other:
-            hint = f"{other} has it, so add {other}"
+        others = _elsewhere(key)
+        if others:
+            hint = f"{' or '.join(others)} has it, so add {others[0] if len(others) == 1 else 'the one you mean'}"
         return f"there is no setting {key}; {hint}"
     wrong_option = re.search(r"Could not find '([^']+)'", message)
     options = re.search(r"Available options in '([^']+)':\n((?:\t.*\n?)+)", message)

@@ -35,6 +35,8 @@ RIVALS = [
     "rivals.unet.task.fit.epochs=1",
     "rivals.unet.task.fit.repeats=2",
     "rivals.unet.task.schedule.warmup=0",
+    "rivals.label_lora_tuned.task.fit.epochs=1",
+    "rivals.label_lora_tuned.task.fit.repeats=1",
 ]
 SECRETS = ["+my.api_key=SECRET-ONE", "+proxy='https://me:SECRET-TWO@host/x'", "+hub_token=SECRET-THREE"]
 
@@ -64,16 +66,17 @@ def finished(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> S
 def test_every_file_is_there(finished: SimpleNamespace) -> None:
     assert finished.code == 0
     found = records(finished.runs)
-    assert set(found) == {"label LoRA", "input as is", "without LoRA", "U-Net"}
+    assert set(found) == {"label LoRA", "input as is", "without LoRA", "U-Net", "label LoRA, tuned"}
     assert {path.name for path in finished.runs.iterdir()} == {"label_lora", "fits"}
     for method, record in found.items():
         folder = finished.runs / "label_lora" / record["run_id"]
         for name in ("record.json", "config.yaml", "metrics.jsonl", "figures/stages.png"):
             assert (folder / name).is_file(), (method, name)
         assert (folder / "figures" / "training.png").is_file() == (record["fit_id"] is not None)
-        assert record["figures"] == ["figures/stages.png", "figures/training.png"][: 1 + (record["fit_id"] is not None)]
+        drawn = ["stages", "training", "dice"] if record["fit_id"] is not None else ["stages", "dice"]
+        assert record["figures"] == [f"figures/{name}.png" for name in drawn]
     fits = {path.name for path in (finished.runs / "fits").iterdir()}
-    assert fits == {found["label LoRA"]["fit_id"], found["U-Net"]["fit_id"]}
+    assert fits == {found[name]["fit_id"] for name in ("label LoRA", "U-Net", "label LoRA, tuned")}
     fit = finished.runs / "fits" / found["label LoRA"]["fit_id"]
     for name in ("fit.json", "metrics.jsonl", "metrics.csv", f"adapter/{FILE}", "samples/epoch_0001.png"):
         assert (fit / name).is_file(), name
@@ -188,7 +191,7 @@ def test_the_terminal_shows_bars_with_rates_and_the_table(finished: SimpleNamesp
     table = shown[shown.index("label_lora on synthetic facies, seed 0: 2 test profiles, checkpoints=local") :]
     places = [table.index(f"\n  {name}") for name in names]
     assert places == sorted(places)
-    assert "2 label maps alone" in table
+    assert "2 label maps" in table and "alone" in table
     assert f"runs/fits/{records(finished.runs)['label LoRA']['fit_id']}/adapter/{FILE}" in table
 
 
@@ -236,7 +239,7 @@ def test_the_same_command_again_does_nothing(finished: SimpleNamespace, monkeypa
 
     monkeypatch.setattr(Job, "_run", no)
     before = times(finished.folder)
-    assert len(before) == 4 + 2 + 2 + 4
+    assert len(before) == 5 + 3 + 3 + 5
     shown = io.StringIO()
     with contextlib.chdir(finished.folder), contextlib.redirect_stdout(shown):
         # neither what is watched nor where it runs makes another run of it

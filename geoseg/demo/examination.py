@@ -17,11 +17,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler
+from rich.progress import track
 from scipy import ndimage
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from geoseg.data.earth import RESERVED_COLOURS, crater_field, das_record, section, texture
 from geoseg.data.synthetic import Picture, SyntheticEarth, draw_map
@@ -131,7 +131,7 @@ def automatic_masks(generator: SamAutomaticMaskGenerator, picture: np.ndarray, t
     """
     masks = [record["segmentation"] for record in generator.generate(picture)]
     regions = _regions(target)
-    overlap = np.array([[_overlap(mask, region) for region in regions] for mask in masks]).reshape(len(masks), -1)
+    overlap = np.array([[_overlap(mask, region) for region in regions] for mask in masks]).reshape(len(masks), len(regions))
     right = overlap > 0.5
     shares = [float(mask.mean()) for mask in masks]
     return {
@@ -289,18 +289,18 @@ def examine(assets: Path, maps: int = 48, automatic: int = 16, drawn: int = 25) 
             "profiles": reconstruction(model.vae, [image for image, _, _ in pictures]),
             "labels": reconstruction(model.vae, [label for _, label, _ in pictures]),
         },
-        "clicks": [clicks(sam, label, target) for _, label, target in tqdm(pictures, "clicks")],
+        "clicks": [clicks(sam, label, target) for _, label, target in track(pictures, "clicks")],
         "automatic": {
-            "labels": [automatic_masks(generator, label, target) for _, label, target in tqdm(some, "masks")],
+            "labels": [automatic_masks(generator, label, target) for _, label, target in track(some, "masks")],
             "redrawn": [
                 automatic_masks(generator, redrawn(model, label, number), target)
-                for number, (_, label, target) in enumerate(tqdm(some, "masks of redrawn maps"))
+                for number, (_, label, target) in enumerate(track(some, "masks of redrawn maps"))
             ],
         },
         "steering": {
             "drawn": [name == words[k] for name, k in zip(classifier.names(known), classes, strict=True)],
             "generated": {
-                prompt: classifier.names(drawn_for(model, prompt, range(drawn))) for prompt in tqdm(PROMPTS, "prompts")
+                prompt: classifier.names(drawn_for(model, prompt, range(drawn))) for prompt in track(PROMPTS, "prompts")
             },
         },
     }
