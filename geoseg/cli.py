@@ -127,14 +127,14 @@ def _report(words: list[str]) -> int:
     from pathlib import Path
 
     from geoseg.report import collect, put_between, write_results
-    from geoseg.summary import comparisons, summary
+    from geoseg.summary import comparisons, settings, summary
 
     records = collect(Path(folder) for folder in options.runs)
     if not records:
         print(f"geoseg report: no record.json below {', '.join(options.runs)}", file=sys.stderr)
         return 2
     folder = Path(options.to)
-    print(f"{len(records)} records -> {write_results(records, folder / 'results.csv')}")
+    print(f"{len(records)} records -> {write_results(records, folder / 'results.csv', settings(records))}")
     readme = folder / "README.md"
     try:
         tables = {"table": summary(records)}

@@ -146,6 +146,7 @@ COLUMNS = (
     "commit",
     "device",
     "minutes",
+    "settings",
 )
 
 
@@ -185,9 +186,18 @@ def collect(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda r: (r["experiment"], r["method"], r["data"]["train"], r["seed"], r["run_id"]))
 
 
-def write_results(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
-    """Writes results.csv from records."""
-    lines = [row for record in records for row in result_rows(record)]
+def write_results(records: Sequence[Mapping[str, Any]], path: Path, settings: Sequence[str] = ()) -> Path:
+    """Writes results.csv from records.
+
+    Args:
+        records: a row per stage of each.
+        path: the file.
+        settings: a column of that name, one entry per record: how it differs from others of its name.
+    """
+    told = settings or [""] * len(records)
+    lines = [
+        {**row, "settings": said} for record, said in zip(records, told, strict=True) for row in result_rows(record)
+    ]
     scores = sorted({name for row in lines for name in row} - set(COLUMNS))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*COLUMNS, *scores], lineterminator="\n")

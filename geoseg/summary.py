@@ -45,6 +45,12 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def settings(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How every record's method was set where others of its name were set differently, such as "strength=0.4"."""
+    named = _told_apart(records, "method", lambda record: (record["method"],))
+    return [name.removeprefix(record["method"]).strip(" ()") for name, record in zip(named, records, strict=True)]
+
+
 COMPARED = {
     "dice_loss/label_generated": "Dice loss label–generated ↓",
     "iou/mean": "mean IoU ↑",

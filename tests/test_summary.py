@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from geoseg.summary import comparisons, summary
+from geoseg.summary import comparisons, settings, summary
 from tests.made_records import failed, record
 
 
@@ -63,6 +63,13 @@ def test_runs_that_were_set_differently_are_not_averaged() -> None:
         "earth (kind=salt), label LoRA": "+0.300",
     }
     assert [row[-1] for name, row in rows.items() if "input as is" in name] == ["", ""]
+
+
+def test_settings_are_told_where_they_differ() -> None:
+    def made(strength: float, method: str = "label LoRA") -> dict[str, Any]:
+        return record(method, config={"method": {"predictor": {"strength": strength, "steps": 9}}, "data": {}})
+
+    assert settings([made(0.4), made(0.5), made(0.4, "U-Net")]) == ["strength=0.4", "strength=0.5", ""]
 
 
 def test_an_object_that_others_leave_out_is_told_as_a_whole() -> None:

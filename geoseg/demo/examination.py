@@ -131,7 +131,9 @@ def automatic_masks(generator: SamAutomaticMaskGenerator, picture: np.ndarray, t
     """
     masks = [record["segmentation"] for record in generator.generate(picture)]
     regions = _regions(target)
-    overlap = np.array([[_overlap(mask, region) for region in regions] for mask in masks]).reshape(len(masks), len(regions))
+    overlap = np.array([[_overlap(mask, region) for region in regions] for mask in masks]).reshape(
+        len(masks), len(regions)
+    )
     right = overlap > 0.5
     shares = [float(mask.mean()) for mask in masks]
     return {
