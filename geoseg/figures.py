@@ -142,9 +142,14 @@ def draw_map(
     """
     columns, rows = (sorted({pair[i] for pair in cells}) for i in (0, 1))
     scores = list(dict.fromkeys(name for found in cells.values() for name in found))
-    size = (max(2.6, 0.55 * len(columns) + 1.2) * len(scores), max(2.4, 0.42 * len(rows) + 1.4))
+    across = min(3, len(scores))
+    down = -(-len(scores) // across)
+    size = (max(2.6, 0.55 * len(columns) + 1.2) * across, max(2.4, 0.42 * len(rows) + 1.4) * down)
     figure = Figure(figsize=size, layout="constrained")
-    for axis, score in zip(figure.subplots(1, len(scores), squeeze=False)[0], scores, strict=True):
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes[len(scores) :]:
+        figure.delaxes(axis)
+    for axis, score in zip(axes, scores, strict=False):
         values = np.array([[cells.get((x, y), {}).get(score, np.nan) for x in columns] for y in rows], float)
         shown = axis.imshow(values, cmap="viridis", aspect="auto", origin="lower")
         middle = (np.nanmin(values) + np.nanmax(values)) / 2
@@ -184,7 +189,7 @@ def draw_sheet(pictures: Mapping[tuple[Any, Any], Path], names: tuple[str, str],
                 axis.set_title(f"{names[0]} {x}", fontsize=7)
         axes[row, 0].set_ylabel(f"{names[1]} {y}", fontsize=7)
     figure.suptitle(title, fontsize=9, parse_math=False)
-    return _write(figure, path)
+    return _write(figure, path, dpi=100)  # many pictures, each small
 
 
 def _series(lines: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -201,14 +206,14 @@ def _show(axis: Axes, picture: Tensor) -> None:
         spine.set_visible(False)
 
 
-def _write(figure: Figure, path: Path) -> Path:
+def _write(figure: Figure, path: Path, dpi: int = 130) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part.png")
     FigureCanvasAgg(figure)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from")  # such a name is shown as boxes
-            figure.savefig(part, dpi=130)
+            figure.savefig(part, dpi=dpi)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

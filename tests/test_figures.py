@@ -27,7 +27,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The figures that are written."""
     seen: list[Any] = []
     write = figures._write
-    monkeypatch.setattr(figures, "_write", lambda figure, path: seen.append(figure) or write(figure, path))
+    monkeypatch.setattr(
+        figures, "_write", lambda figure, path, **more: seen.append(figure) or write(figure, path, **more)
+    )
     return seen
 
 
