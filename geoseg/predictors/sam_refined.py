@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
 from geoseg import progress
+from geoseg.models.automatic_masks import AutomaticMasks
 from geoseg.palette import Palette
 from geoseg.types import Prediction, Predictor
 
@@ -30,7 +30,7 @@ class SamRefined(nn.Module):
         sam: the loaded model.
         palette: colours of the classes, for the picture of an answer that has none and for the refined picture.
         points_per_side: the picture is asked at this many points squared.
-        points_per_batch: points per call of the mask decoder.
+        points_per_batch: points per call of the mask decoder at most.
         pred_iou_thresh: masks whose own estimate of their IoU is not above this are dropped, 0..1.
         stability_score_thresh: masks that change more than this when their threshold moves are dropped, 0..1.
         stability_score_offset: by how much the threshold moves.
@@ -68,7 +68,7 @@ class SamRefined(nn.Module):
         self.sam = sam.eval().requires_grad_(False)
         self.palette = palette
         self.num_classes = predictor.num_classes
-        self.mask_generator = SamAutomaticMaskGenerator(
+        self.mask_generator = AutomaticMasks(
             sam,
             points_per_side=points_per_side,
             points_per_batch=points_per_batch,
