@@ -83,7 +83,7 @@ embed: $(READY) ## put the latest trained checkpoints, with cards, into geoseg/a
 		"stable-diffusion/unet and text_encoder" $(call latest,demo_base) sam $(call latest,demo_sam)
 
 report: $(READY) ## results.csv and the table of every experiment, from the records in runs/
-	@for folder in experiments/*/ experiments/*/*/; do test -f "$$folder/README.md" || continue; \
+	@for folder in experiments/*/ experiments/*/*/; do grep -qs "<!-- table -->" "$$folder/README.md" || continue; \
 		runs="runs/$$(echo "$${folder#experiments/}" | sed 's:/$$::; s:/:_:g')"; \
 		if test -d "$$runs"; then $(BIN)/geoseg report "$$runs" --to "$$folder"; \
 		else echo "$$folder: no runs here, table left as it is"; fi; done
