@@ -84,7 +84,8 @@ def draw_dice(
             _show(axis, cat([seen[a], seen[b]], 2))
             axis.set_title(f"{a} | {b}: loss {loss:.3f}, similarity {1 - loss:.3f}", fontsize=8)
         row[0].set_ylabel(picture["name"], fontsize=8)
-    form = f"{'squared' if squared else 'linear'} Dice on {'colours' if colour else 'grey values'}"
+    stage = [name for name in pictures[0]["stages"] if name != READING][-1]
+    form = f"generated: {stage}; {'squared' if squared else 'linear'} Dice on {'colours' if colour else 'grey values'}"
     figure.suptitle(", ".join(part for part in (form, note) if part), fontsize=8)
     return _write(figure, path)
 

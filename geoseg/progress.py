@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,12 +32,17 @@ class _Count(ProgressColumn):
         return Text(f"{task.completed:.0f}/{total} {task.fields.get('unit', '')}", style="progress.download")
 
 
+EVERY = 30.0
+"""Seconds between two lines where bars cannot move, such as in a log file."""
+
+
 @dataclass
 class _Display:
     bars: Progress
     title: str = ""
     total: float | None = None
     tasks: dict[str, TaskID] = field(default_factory=dict)
+    spoken: float = field(default_factory=time.monotonic)
 
 
 _display: ContextVar[_Display | None] = ContextVar("geoseg_progress", default=None)
@@ -45,7 +51,7 @@ _factor: ContextVar[float] = ContextVar("geoseg_progress_factor", default=1.0)
 
 @contextmanager
 def display(enabled: bool = True, console: Console | None = None) -> Iterator[None]:
-    """Shows the bars that code inside expects and advances; on a dumb terminal only their last state is printed."""
+    """Shows the bars that code inside expects and advances; where they cannot move, a line now and then instead."""
     if not enabled:
         yield
         return
@@ -115,6 +121,12 @@ def advance(name: str, amount: float = 1.0) -> None:
         done = bar.completed + amount * _factor.get()
         # parts of an image add up to a little less or more than one
         shown.bars.update(bar.id, completed=round(done) if abs(done - round(done)) < 1e-6 else done)
+        if not shown.bars.console.is_terminal and time.monotonic() - shown.spoken > EVERY:
+            shown.spoken = time.monotonic()
+            left = "" if bar.time_remaining is None else f", {bar.time_remaining / 60:.1f} minutes left"
+            shown.bars.console.print(
+                f"{bar.description}: {bar.completed:.0f} of {bar.total or 0:.0f}{left}", highlight=False
+            )
 
 
 def note(name: str, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
@@ -38,6 +37,12 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
             compared = row.method != REFERENCE
             cells.append(_difference(members, controls.get(row.data, []), score) if compared else "")
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Scores are those of all pixels of a data set together, as mean ± spread over runs. Differences are taken "
+        "profile by profile, over the classes of each, and then averaged, so that they need not be the differences of "
+        "two rows; their intervals are over profiles, not over seeds.",
+    ]
     failed = [record for record in records if record["status"] == "failed"]
     if failed:
         lines += ["", f"{len(failed)} of {len(records)} runs failed:", ""]
@@ -76,26 +81,27 @@ def comparisons(records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[str,
     """
     groups = _groups(records)
     lines = ["| data | difference | " + " | ".join(COMPARED.values()) + " |", "|---|---|" + "---|" * len(COMPARED)]
-    names = {row.name for row in groups}
     for pair in pairs:
-        for name in pair:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1, cutoff=0)
-                raise ValueError(f"no row of the table is called {name!r}; did you mean {near[0] if near else '-'!r}?")
         for data in dict.fromkeys(row.data for row in sorted(groups)):
-            first, second = (
-                [
-                    member
-                    for row, members in groups.items()
-                    if (row.data, row.name) == (data, name)
-                    for member in members
-                ]
-                for name in pair
-            )
+            first, second = (_called(groups, name, data) for name in pair)
             if first and second:
                 cells = [_difference(first, second, score) for score in COMPARED]
                 lines.append(f"| {data} | {pair[0]} − {pair[1]} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _called(groups: Mapping[_Row, list[_Member]], name: str, data: str) -> list[_Member]:
+    """The runs of a row by its name, or by its method and stage where no other row of the data set has these."""
+    alike = {row: members for row, members in groups.items() if name in (row.name, row.bare(members))}
+    if not alike:
+        names = sorted({row.bare(members) for row, members in groups.items()})
+        raise ValueError(f"no row of the table is called {name!r}; there is {', '.join(map(repr, names))}")
+    here = {row: members for row, members in alike.items() if row.data == data}
+    exact = [row for row in here if row.name == name] or list(here)
+    if len(exact) > 1:
+        names = [row.name for row in exact]
+        raise ValueError(f"{len(exact)} rows are called {name!r}; give one in full: {', '.join(map(repr, names))}")
+    return here[exact[0]] if exact else []
 
 
 class _Row(NamedTuple):
@@ -110,6 +116,11 @@ class _Row(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.method}: {self.stage}" if self.stage else self.method
+
+    def bare(self, members: Sequence[_Member]) -> str:
+        """The name without how the method was set."""
+        method = str(members[0].record["method"])
+        return f"{method}: {self.stage}" if self.stage else method
 
 
 class _Member(NamedTuple):

@@ -149,7 +149,7 @@ def test_the_published_settings_are_the_defaults(compose: Callable[[list[str]], 
 def test_the_control_follows_the_main_method(compose: Callable[[list[str]], DictConfig]) -> None:
     changed = ["method.predictor.strength=0.4", "method.predictor.second_strength=null", "method.predictor.steps=9"]
     settings = plain(compose(["experiment=label_lora", *changed, "seed=3"]))
-    assert list(settings["rivals"]) == ["input_as_is", "without_lora", "unet", "label_lora_tuned"]
+    assert list(settings["rivals"]) == ["input_as_is", "without_lora", "unet", "label_lora_tuned", "blinded"]
     control = settings["rivals"]["without_lora"]
     shared = ("strength", "second_strength", "guidance", "steps", "negative_prompt", "scheduler")
     assert {k: control["predictor"][k] for k in shared} == {k: settings["method"]["predictor"][k] for k in shared}

@@ -38,6 +38,10 @@ RIVALS = [
     "rivals.label_lora_tuned.task.fit.epochs=1",
     "rivals.label_lora_tuned.task.fit.repeats=1",
 ]
+METHODS = {
+    *("input as is", "without LoRA", "label LoRA", "U-Net", "label LoRA, tuned"),
+    "label LoRA, tuned, blinded",
+}
 SECRETS = ["+my.api_key=SECRET-ONE", "+proxy='https://me:SECRET-TWO@host/x'", "+hub_token=SECRET-THREE"]
 
 
@@ -66,7 +70,7 @@ def finished(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> S
 def test_every_file_is_there(finished: SimpleNamespace) -> None:
     assert finished.code == 0
     found = records(finished.runs)
-    assert set(found) == {"label LoRA", "input as is", "without LoRA", "U-Net", "label LoRA, tuned"}
+    assert set(found) == METHODS
     assert {path.name for path in finished.runs.iterdir()} == {"label_lora", "fits"}
     for method, record in found.items():
         folder = finished.runs / "label_lora" / record["run_id"]
@@ -239,7 +243,7 @@ def test_the_same_command_again_does_nothing(finished: SimpleNamespace, monkeypa
 
     monkeypatch.setattr(Job, "_run", no)
     before = times(finished.folder)
-    assert len(before) == 5 + 3 + 3 + 5
+    assert len(before) == 6 + 3 + 3 + 6
     shown = io.StringIO()
     with contextlib.chdir(finished.folder), contextlib.redirect_stdout(shown):
         # neither what is watched nor where it runs makes another run of it

@@ -147,5 +147,17 @@ def test_two_rows_are_compared_unit_by_unit_and_over_seeds() -> None:
     assert first.startswith("| earth | label LoRA: pass 2 − without LoRA: pass 2 | +0.150 [+0.150, +0.150], n = 5 |")
     assert second.startswith("| earth | label LoRA: pass 2 − label LoRA: pass 1 | +0.100 [+0.100, +0.100], n = 5 |")
     assert first.endswith("| - |")  # a score that these records do not have
-    with pytest.raises(ValueError, match=r"no row .* 'label LoRA: pass 3'; did you mean 'label LoRA: pass [12]'"):
+    with pytest.raises(ValueError, match=r"no row .* 'label LoRA: pass 3'; there is 'label LoRA: pass 1', 'label"):
         comparisons(tuned, [("label LoRA: pass 3", "without LoRA: pass 2")])
+
+
+def test_a_row_is_found_by_its_method_where_it_is_the_only_one() -> None:
+    def made(strength: float, **more: Any) -> dict[str, Any]:
+        return record(config={"method": {"predictor": {"strength": strength}}, "data": {}}, **more)
+
+    control = record("input as is", start=0.1, labels=0)
+    two = [made(0.4, start=0.2), made(0.5, start=0.3), control]
+    with pytest.raises(ValueError, match=r"2 rows are called 'label LoRA'; .*'label LoRA \(strength=0.4\)'"):
+        comparisons(two, [("label LoRA", "input as is")])
+    assert "+0.200" in comparisons(two, [("label LoRA (strength=0.5)", "input as is")])
+    assert "+0.100" in comparisons([two[0], control], [("label LoRA", "input as is")])

@@ -101,7 +101,9 @@ class KohyaFolder:
                 except ValueError as error:
                     wrong.append(f"{Path(name).parent}: {error}")
         if wrong:
-            raise ValueError(listed(f"{self.root} cannot be trained on, for {len(wrong)} reasons", wrong))
+            raise ValueError(
+                listed(f"{self.root} cannot be trained on, for {len(wrong)} reason{'s' * (len(wrong) > 1)}", wrong)
+            )
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """Hash of names, which hold the repeats, of file contents and captions."""

@@ -28,8 +28,7 @@ class Img2Img(nn.Module):
     Args:
         model: a latent diffusion model, with its adapters attached.
         palette: what the colours mean; None only draws, and has no class to read.
-        prompt: may call adapters, ``<lora:vai1:1>``; an attached adapter that is not called is switched off while
-            predicting, as in the web UI, with a note in the log.
+        prompt: calls the attached adapter, ``<lora:vai1:1>``; weight 0 switches it off while predicting.
         negative_prompt: what to move away from; tags have no place in it, and it is read with the adapters of the
             prompt.
         strength: share of the schedule that the first pass runs, (0, 1]; larger keeps less of the picture. 0.53 is
@@ -182,9 +181,11 @@ class Img2Img(nn.Module):
         if "<lora:" in self.negative_prompt:
             raise ValueError("adapter tags belong in the prompt, not in negative_prompt; the prompt's count for both")
         prompt = parse_prompt(self.prompt, adapters)
-        for name in adapters:
-            if name not in prompt.weights:
-                self._note(f"adapter {name!r} is attached, but the prompt does not call it; add <lora:{name}:1>")
+        if adapters and not prompt.weights:
+            raise ValueError(
+                f"the prompt {self.prompt!r} does not call the adapter {adapters[0]!r}, so the base would draw alone; "
+                f"add <lora:{adapters[0]}:1> to it, or <lora:{adapters[0]}:0> if that is meant"
+            )
         return prompt
 
     def _embed(self, prompt: Prompt, weights: dict[str, dict[str, float]]) -> Tensor:

@@ -204,13 +204,12 @@ def test_windows_that_cannot_be(model: LatentDiffusion, options: dict) -> None:
         Img2Img(model, PALETTE, WORDS, **options)
 
 
-def test_an_adapter_that_is_not_called_is_off(adapted: LatentDiffusion, caplog: pytest.LogCaptureFixture) -> None:
-    image = pictures(1)
-    predictor = Img2Img(adapted, PALETTE, WORDS, steps=4)
-    expected = Img2Img(tiny_latent_diffusion(), PALETTE, WORDS, steps=4).predict(image, generators(1))
-    for _ in range(2):
-        assert torch.equal(predictor.predict(image, generators(1)).painted, expected.painted)
-    assert caplog.text.count("does not call it; add <lora:vai1:1>") == 1
+def test_a_prompt_has_to_call_the_adapter(adapted: LatentDiffusion) -> None:
+    with pytest.raises(ValueError, match="does not call the adapter 'vai1'.* add <lora:vai1:1>"):
+        Img2Img(adapted, PALETTE, WORDS)
+    off = Img2Img(adapted, PALETTE, f"{WORDS}, <lora:vai1:0>", steps=4).predict(pictures(1), generators(1)).painted
+    on = Img2Img(adapted, PALETTE, f"{WORDS}, <lora:vai1:1>", steps=4).predict(pictures(1), generators(1)).painted
+    assert off is not None and on is not None and not torch.equal(off, on)
 
 
 def test_weights_come_back_after_a_prediction_and_after_a_failure(
