@@ -174,7 +174,7 @@ def _told_apart(
     names = [called(record)[0] for record in records]
     for members in alike.values():
         keys = {key for i in members for key in settings[i]}
-        differing = [key for key in sorted(keys) if len({settings[i].get(key) for i in members}) > 1]
+        differing = [key for key in sorted(keys) if len({settings[i].get(key, "null") for i in members}) > 1]
         # an object that stands where others have none is told as a whole, not setting by setting
         wholes = dict.fromkeys(next((up for up in _above(key) if up in keys), key) for key in differing)
         for i in members:

@@ -72,6 +72,12 @@ def test_settings_are_told_where_they_differ() -> None:
     assert settings([made(0.4), made(0.5), made(0.4, "U-Net")]) == ["strength=0.4", "strength=0.5", ""]
 
 
+def test_a_setting_that_older_runs_did_not_know_is_null() -> None:
+    old = record(config={"method": {}, "data": {"source": {"kind": "a"}}})
+    new = record(seed=1, config={"method": {}, "data": {"source": {"kind": "a", "grey_range": None}}})
+    assert {name: row[0] for name, row in cells([old, new]).items()} == {"label LoRA, 4 label maps alone, demo": "2"}
+
+
 def test_an_object_that_others_leave_out_is_told_as_a_whole() -> None:
     def made(sam: Any, prompt: str = "a") -> dict[str, Any]:
         method = {"wrappers": {"sam": sam}, "predictor": {"_target_": f"x.{prompt}", "steps": 3}}
