@@ -10,8 +10,9 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-header --no-annotate --no-emit-index-url
 ARGS ?=
 
-# waiting threads sleep, so that two jobs can share few cores
+# waiting threads sleep after some 20 microseconds, so that two jobs can share few cores (see geoseg/cli.py)
 export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
