@@ -55,9 +55,9 @@ and a file that checkpoints.sam.path=FILE names is compared with them.
 """
 
 
-# Threads of PyTorch wait this long, some 20 microseconds, before they sleep, unless the user says otherwise. A step of a
-# small network is thousands of short pieces; with threads that sleep at once two cores take three times as long as one,
-# and with threads that never sleep two runs at a time stand in each other's way. Read when PyTorch is loaded.
+# Threads of PyTorch wait this long, some 20 microseconds, before they sleep, unless the user says otherwise. A step of
+# a small network is thousands of short pieces; with threads that sleep at once two cores take three times as long as
+# one, and with threads that never sleep two runs at a time stand in each other's way. Read when PyTorch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
