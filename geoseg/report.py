@@ -120,8 +120,9 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
         console.print(record["method"], style="bold", highlight=False)
         for what, path in lines:
             console.print(f"  {what:<16} {path}", soft_wrap=True, highlight=False)
-    minutes = sum(sum(record["minutes"].values()) for record in records)
-    training = sum(record["minutes"]["fit"] for record in records)
+    # methods that share a training were trained once
+    training = sum({record["fit_id"]: record["minutes"]["fit"] for record in records}.values())
+    minutes = training + sum(record["minutes"]["predict"] + record["minutes"]["score"] for record in records)
     console.print(f"{minutes:.1f} minutes in all, {training:.1f} of them training", highlight=False)
 
 
