@@ -83,7 +83,7 @@ def test_what_is_printed_after_a_run() -> None:
     ]
     assert "runs/fits/f1/adapter/pytorch_lora_weights.safetensors" in text
     assert "figure stages    runs/asked/l04/figures/stages.png" in text
-    assert "8.0 minutes in all, 6.0 of them training" in text
+    assert "3.5 minutes in all, 1.5 of them training" in text
 
 
 def test_what_is_printed_after_a_training_that_is_not_tested() -> None:
