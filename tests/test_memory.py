@@ -99,7 +99,7 @@ def test_expectations_add_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     monkeypatch.setattr(memory, "memory_here", lambda: 2**40)
     data = earth(batch_size=2)
     task = label_lora(PALETTE, crop=32, ema=0.9, accumulate=2)
-    predictor = Img2Img(task.model, PALETTE, "Tile", tile=32)
+    predictor = Img2Img(task.model, PALETTE, "Tile <lora:vai1:1>", tile=32)
     how = {"sample_images": 1, "precision": "32-true", "gpu": False}
     with caplog.at_level("INFO", logger="geoseg"):
         needs = memory.foresee("label LoRA", task, predictor, predictor, data, **how)

@@ -33,14 +33,16 @@ class Clicks(Dataset[dict[str, Any]]):
     Args:
         split: the pictures; their targets are region maps.
         count: clicks per picture, N.
-        training: change pictures (see ``repaint`` and ``degrade``) and click small pieces as often as large ones;
-            otherwise pictures stay as they are and every pixel is as likely to be clicked as any other.
+        training: change pictures (see ``repaint`` and ``degrade``) and seek out pieces; otherwise pictures stay as
+            they are and every pixel is as likely to be clicked as any other.
         repaint: share of the pictures that are no label map and become one.
+        seek: how many of the clicks of a training picture go to pieces, small ones as often as large ones.
         seed: key of all randomness.
     """
 
-    def __init__(self, split: Split, count: int, training: bool, repaint: float, seed: int) -> None:
-        self.split, self.count, self.training, self.repaint, self.seed = split, count, training, repaint, seed
+    def __init__(self, split: Split, count: int, training: bool, repaint: float, seek: int, seed: int) -> None:
+        self.split, self.count, self.training, self.seed = split, count, training, seed
+        self.repaint, self.seek = repaint, seek
 
     def __len__(self) -> int:
         return len(self.split)
@@ -72,9 +74,9 @@ class Clicks(Dataset[dict[str, Any]]):
     def _points(self, rng: np.random.Generator, found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         rows, columns = (rng.integers(0, side, self.count) for side in found.shape)
         if self.training:
-            # every second click goes to any piece, and not to its rim: large ones would get nearly all otherwise
+            # to any piece, and not to its rim: large ones would get nearly all clicks otherwise
             large_enough = np.flatnonzero(np.bincount(found.ravel()) >= SPECK)
-            for i in range(0, self.count, 2):
+            for i in range(self.seek):
                 inside = found == large_enough[rng.integers(len(large_enough))]
                 depth = ndimage.distance_transform_cdt(np.pad(inside, 1))[1:-1, 1:-1]
                 where = np.argwhere(depth > rng.uniform(0, depth.max()))
@@ -148,8 +150,8 @@ def degrade(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     return picture[0].numpy().transpose(1, 2, 0)
 
 
-def segmenter(config: Mapping[str, Any] | None = None) -> Sam:
-    """An untrained small model whose parts already hand on what the others need.
+def segmenter(config: Mapping[str, Any] | None = None, start: str | Path | None = None) -> Sam:
+    """A small model to train: an untrained one whose parts already hand on what the others need, or an earlier one.
 
     With random weights a click first has to find out which of the image's cells it lies in, and its answer is blurred
     on the way to the mask; that takes longer to learn than all the rest. So
@@ -161,8 +163,12 @@ def segmenter(config: Mapping[str, Any] | None = None) -> Sam:
 
     Args:
         config: sizes as in ``geoseg.models.sam``; None takes ``sam_config()``.
+        start: folder of a model of these sizes to go on from; None begins anew.
     """
     sam = build_sam(config if config is not None else sam_config())
+    if start is not None:
+        sam.load_state_dict(load_sam(start).state_dict())
+        return sam
     decoder = sam.mask_decoder
     between = [decoder.transformer.final_attn_token_to_image]
     for layer in decoder.transformer.layers:
@@ -211,6 +217,8 @@ class SamTask(Task):
         config: sizes of the model, stored beside its weights; None means ``sam_config()``.
         clicks: per picture and visit; they share one reading of the picture.
         repaint: share of the pictures other than label maps that are turned into label maps.
+        seek: how many of a training picture's clicks go to its pieces, small ones as often as large ones; the others
+            fall anywhere.
         hints: weight at the start of being asked for colours directly: a click's tokens for the mean colour of what is
             meant, the decoder's cells for the picture. Without, no mask depends on its click for very long; the
             weight falls to 0 half way through the training.
@@ -224,6 +232,7 @@ class SamTask(Task):
         config: Mapping[str, Any] | None = None,
         clicks: int = 8,
         repaint: float = 0.7,
+        seek: int = 4,
         hints: float = 10.0,
         **task: Any,
     ) -> None:
@@ -236,10 +245,10 @@ class SamTask(Task):
         super().__init__(groups={"sam": [*model.train().parameters(), *heads.parameters()]}, seed=seed, **task)
         self.heads, self.hints = heads, hints
         self.model, self.config = model, dict(config if config is not None else sam_config())
-        self.clicks, self.repaint = clicks, repaint
+        self.clicks, self.repaint, self.seek = clicks, repaint, seek
 
     def view(self, split: Split, training: bool) -> Clicks:
-        return Clicks(split, self.clicks, training, self.repaint, self.seed)
+        return Clicks(split, self.clicks, training, self.repaint, self.seek, self.seed)
 
     def forward(self, image: Tensor, points: Tensor) -> Decoded:
         """Masks for every click.

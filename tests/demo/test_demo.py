@@ -352,7 +352,7 @@ def test_small_pieces_are_clicked_as_often_as_large_ones() -> None:
         Split, [{"image": torch.rand(3, 40, 40), "target": torch.from_numpy(regions[0]), "caption": "section"}]
     )
     split[0]["name"] = "one"
-    view = Clicks(split, count=100, training=True, repaint=0.0, seed=0)
+    view = Clicks(split, count=100, training=True, repaint=0.0, seek=50, seed=0)
     hits = torch.cat([view[(0, visit)]["masks"].sum((1, 2)) for visit in range(4)])
     assert 0.2 < (hits == 16).float().mean() < 0.3  # half of every second click
     assert (hits == 1).float().mean() < 0.01
@@ -360,7 +360,7 @@ def test_small_pieces_are_clicked_as_often_as_large_ones() -> None:
 
 def test_clicks_lie_on_their_regions(data: DataModule) -> None:
     for training in (True, False):
-        view = Clicks(data.train, count=5, training=training, repaint=0.5, seed=0)
+        view = Clicks(data.train, count=5, training=training, repaint=0.5, seek=2, seed=0)
         for index in range(4):
             item = view[(index, 0)]
             assert item["image"].shape == (3, 32, 32) and 0 <= item["image"].min() <= item["image"].max() <= 1
