@@ -67,21 +67,23 @@ trained = $$($(BIN)/python -c 'import json, pathlib, sys; \
 	print(pathlib.Path("runs/fits", json.loads(pathlib.Path(sys.argv[1], "record.json").read_text())["fit_id"], "adapter"))' \
 	$(call latest,$(1)))
 
-checkpoints: $(READY) ## train the embedded checkpoints anew, two hours on a CPU, and put them into geoseg/assets
+checkpoints: $(READY) ## train the embedded checkpoints anew, five hours on a CPU core, and put them into geoseg/assets
 	$(BIN)/geoseg run experiment=demo_autoencoder $(ARGS)
 	$(BIN)/geoseg run experiment=demo_base method.model.path=$(call trained,demo_autoencoder)/vae $(ARGS)
 	$(BIN)/geoseg run experiment=demo_sam $(ARGS)
+	$(BIN)/geoseg run experiment=demo_sam_longer method.model.start=$(call trained,demo_sam) $(ARGS)
 	$(MAKE) embed
 
 embed: $(READY) ## put the latest trained checkpoints, with cards, into geoseg/assets
 	$(BIN)/python -c 'import sys; from geoseg.diffusion.latent_diffusion import LatentDiffusion; \
 		LatentDiffusion.load(sys.argv[1]).save("geoseg/assets/stable-diffusion", half=True)' $(call trained,demo_base)
-	mkdir -p geoseg/assets/sam && cp $(call trained,demo_sam)/* geoseg/assets/sam/
+	mkdir -p geoseg/assets/sam && cp $(call trained,demo_sam_longer)/* geoseg/assets/sam/
 	$(BIN)/python -m geoseg.demo.examination geoseg/assets
 	$(BIN)/python -c 'import sys; from pathlib import Path; from geoseg.report import write_cards; \
 		write_cards(dict(zip(sys.argv[1::2], map(Path, sys.argv[2::2]))), Path("geoseg/assets"))' \
 		stable-diffusion/vae $(call latest,demo_autoencoder) \
-		"stable-diffusion/unet and text_encoder" $(call latest,demo_base) sam $(call latest,demo_sam)
+		"stable-diffusion/unet and text_encoder" $(call latest,demo_base) \
+		"sam, first half" $(call latest,demo_sam) sam $(call latest,demo_sam_longer)
 
 report: $(READY) ## results.csv and the table of every experiment, from the records in runs/
 	@for folder in experiments/*/ experiments/*/*/; do grep -qs "<!-- table -->" "$$folder/README.md" || continue; \

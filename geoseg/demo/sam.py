@@ -242,6 +242,8 @@ class SamTask(Task):
             of_tokens = nn.Linear(decoder.transformer_dim, 3)
             of_cells = nn.Conv2d(decoder.transformer_dim // 8, 3, 1)
         heads = nn.ModuleList([of_tokens, of_cells])
+        if not 0 <= seek <= clicks:
+            raise ValueError(f"seek must be from 0 to the {clicks} clicks of a picture, got {seek}")
         super().__init__(groups={"sam": [*model.train().parameters(), *heads.parameters()]}, seed=seed, **task)
         self.heads, self.hints = heads, hints
         self.model, self.config = model, dict(config if config is not None else sam_config())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 
@@ -131,17 +132,19 @@ class SamRefined(nn.Module):
 
     def _masks(self, picture: np.ndarray) -> list[dict[str, Any]]:
         height, width = picture.shape[:2]
-        # segment_anything shrinks the longer side to its square; mirrored, a thin picture keeps a pixel of the other
-        least = -(-max(height, width) // self.sam.image_encoder.img_size)
-        grow = ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0))
+        # segment_anything shrinks the longer side to its square: of a picture thinner than that nothing would be left
+        most = min(height, width) * self.sam.image_encoder.img_size
+        size = min(height, most), min(width, most)
+        if size != (height, width):
+            picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX))
         # segment_anything turns its numbers into NumPy, which has no bfloat16
         with torch.autocast(device_type=torch.device(self.sam.device).type, enabled=False):
-            masks: list[dict[str, Any]] = self.mask_generator.generate(np.pad(picture, grow, mode="symmetric"))
-        if least <= min(height, width):
-            return masks
-        for mask in masks:
-            mask["segmentation"] = mask["segmentation"][:height, :width]
-        return [mask for mask in masks if mask["segmentation"].any()]
+            masks: list[dict[str, Any]] = self.mask_generator.generate(picture)
+        if size != (height, width):
+            rows, columns = (np.arange(full) * small // full for full, small in zip((height, width), size, strict=True))
+            for mask in masks:
+                mask["segmentation"] = mask["segmentation"][np.ix_(rows, columns)]
+        return masks
 
 
 def partition(masks: Sequence[dict[str, Any]], height: int, width: int) -> Tensor:

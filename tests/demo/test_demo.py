@@ -21,7 +21,7 @@ from geoseg.demo.autoencoder import AutoencoderTask, is_about, psnr, reconstruct
 from geoseg.demo.sam import Clicks, SamTask, degrade, iou, mask_loss, pieces, repaint, segmenter
 from geoseg.demo.tokenizer import PROMPTS, corpus_tokenizer, train_tokenizer
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
-from geoseg.models.sam import build_sam, load_sam
+from geoseg.models.sam import build_sam, load_sam, save_sam
 from geoseg.randomness import numpy_stream
 from geoseg.tasks.task import Fit, Task
 
@@ -59,7 +59,7 @@ def autoencoder_task(lr: float = 1e-3) -> AutoencoderTask:
 
 def sam_task(lr: float = 1e-3) -> SamTask:
     torch.manual_seed(0)
-    return SamTask(segmenter(TINY_SAM), config=TINY_SAM, clicks=3, **settings(lr))
+    return SamTask(segmenter(TINY_SAM), config=TINY_SAM, clicks=3, seek=2, **settings(lr))
 
 
 def train(task: Task, data: DataModule) -> pl.Trainer:
@@ -394,3 +394,17 @@ def test_overlap_and_mask_loss_by_hand() -> None:
     # half the pixels are wrong by 30 nats; Dice is 1 - 1 / 9
     assert float(empty) == pytest.approx(10 * 15 + 0.5 * 15 + 8 / 9, rel=1e-4)
     assert float(inverse) > float(empty)
+
+
+def test_more_clicks_on_pieces_than_clicks_are_refused() -> None:
+    with pytest.raises(ValueError, match="seek must be from 0 to the 3 clicks"):
+        SamTask(segmenter(TINY_SAM), config=TINY_SAM, clicks=3, seek=4, **settings(1e-3))
+
+
+def test_a_training_goes_on_from_an_earlier_model(tmp_path: Path) -> None:
+    earlier = segmenter(TINY_SAM)
+    save_sam(earlier, TINY_SAM, tmp_path)
+    later = segmenter(TINY_SAM, start=tmp_path)
+    assert all(parameter.requires_grad for parameter in later.parameters())
+    for name, value in load_sam(tmp_path).state_dict().items():
+        assert torch.equal(later.state_dict()[name], value), name
