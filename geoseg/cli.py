@@ -109,6 +109,7 @@ def _report(words: list[str]) -> int:
         description="Gathers records: one row per run and stage in FOLDER/results.csv, and a summary table over runs. "
         "Where FOLDER holds a README.md, the table replaces what stands there between the lines "
         "'<!-- table -->' and '<!-- end of table -->'; otherwise it is printed.",
+        exit_on_error=False,
     )
     parser.add_argument("runs", nargs="+", help="folders to search for record.json")
     parser.add_argument("--to", required=True, metavar="FOLDER", help="where results.csv is written")
@@ -129,7 +130,17 @@ def _report(words: list[str]) -> int:
         "difference of their scores with a 95 %% interval over profiles, between '<!-- comparisons -->' and "
         "'<!-- end of comparisons -->' in README.md or printed; may be given several times",
     )
-    options = parser.parse_args(words)
+    try:
+        options = parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        wanted = {
+            "--compare": "two rows of the table by their names, such as --compare 'label LoRA: pass 2' 'without LoRA'; "
+            "the table that geoseg report writes names them in its column method",
+            "--map": "two settings of a sweep, such as --map method.predictor.strength method.predictor.guidance",
+        }
+        cure = wanted.get(error.argument_name or "")
+        print(f"geoseg report: {f'{error.argument_name} takes {cure}' if cure else error}", file=sys.stderr)
+        return 2
     from pathlib import Path
 
     from geoseg.report import collect, put_between, write_results
@@ -283,18 +294,19 @@ def _run(words: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     register_resolvers()
     multirun = "-m" in words or "--multirun" in words
-    overrides = [word for word in words if "=" in word and not word.startswith("-")]
+    # a word behind an option without = is that option's own
+    before_each = zip(["", *words], words, strict=False)
+    overrides = [w for last, w in before_each if not w.startswith("-") and ("=" in w or last not in TAKES_A_WORD)]
     asked = any(word in ("-h", "--help", "--hydra-help") for word in words)
     own = [after for word, after in pairwise(words) if word in OWN]
     own += [word.partition("=")[2] for word in words if word.partition("=")[0] in OWN and "=" in word]
-    if not asked:
-        try:
-            if line := torn(words):
-                raise ValueError(f"a value with spaces needs quotes: {line}")
-            check_overrides(overrides, multirun, own)
-        except (HydraException, ValueError) as error:
-            print(f"geoseg: {error}", file=sys.stderr)
-            return 2
+    try:
+        if line := torn(words):
+            raise ValueError(f"a value with spaces needs quotes: {line}")
+        check_overrides(overrides, multirun, own)
+    except (HydraException, ValueError) as error:
+        print(f"geoseg: {error}", file=sys.stderr)
+        return 2
     result: list[int] = []
 
     def job(cfg: Any) -> float | None:
@@ -346,6 +358,9 @@ def _run(words: list[str]) -> int:
 OWN = ("--config-dir", "-cd")
 """Options of Hydra that name a folder with a user's own experiments."""
 
+TAKES_A_WORD = (*OWN, "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p", "--info", "-i")
+"""Options of Hydra that the next word belongs to."""
+
 
 def check_overrides(words: Sequence[str], multirun: bool = False, folders: Sequence[str] = ()) -> None:
     """Composes the configuration once, so that a misspelt key is told before anything heavy is imported.
@@ -366,8 +381,13 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
+            if "=" not in word:
+                options = conf_folder().glob("*/*.yaml")
+                meant = [f"{path.parent.name}={path.stem}" for path in options if path.stem == word]
+                such = " or ".join(sorted(meant)) or "seed=1"
+                raise ValueError(f"a setting is typed key=value, such as {such}; got {word!r}") from None
             reason = str(error).splitlines()[0]
-            raise ValueError(f"cannot read {word!r}: {reason}; put quotes around the value: {typed(word)}") from None
+            raise ValueError(f"put quotes around the value: {typed(word)}\n  cannot read {word!r}: {reason}") from None
         if not multirun and override.is_sweep_override():
             line = f"one value is typed {typed(word)}"
             raise ValueError(f"{word!r} names several values: geoseg run -m runs one after the other; {line}")
@@ -380,9 +400,9 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         try:
             compose("run", overrides=single)
-        except HydraException as error:
+        except (HydraException, ValueError) as error:
             known: list[str] = []
-            with contextlib.suppress(HydraException):
+            with contextlib.suppress(HydraException, ValueError):
                 groups = [word for word in single if word.split("=")[0] in ("experiment", "method", "data")]
                 known = list(_keys(OmegaConf.to_container(compose("run", overrides=groups), resolve=False)))
             raise ValueError(_suggest(str(error), known)) from None
@@ -412,7 +432,7 @@ def _keys(node: Any, where: str = "") -> Any:
 
 def _suggest(message: str, keys: list[str]) -> str:
     """Hydra's message, made short, with the nearest setting or option."""
-    wrong_key = re.search(r"Could not (?:override|append to config) '([^']+)'", message)
+    wrong_key = re.search(r"Could not (?:override|append to config|delete from config\.) '([^']+)'", message)
     if wrong_key:
         key = wrong_key.group(1)
         by_last: dict[str, str] = {}
@@ -426,7 +446,7 @@ def _suggest(message: str, keys: list[str]) -> str:
         if others:
             hint = f"{' or '.join(others)} has it, so add {others[0] if len(others) == 1 else 'the one you mean'}"
         return f"there is no setting {key}; {hint}"
-    wrong_option = re.search(r"Could not find '([^']+)'", message)
+    wrong_option = re.search(r"Could not (?:find|load) '([^']+)'", message)
     options = re.search(r"Available options in '([^']+)':\n((?:\t.*\n?)+)", message)
     if wrong_option and options:
         group, known = options.group(1), options.group(2).split()
@@ -434,7 +454,16 @@ def _suggest(message: str, keys: list[str]) -> str:
         near = difflib.get_close_matches(option, known, n=1)
         hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(known)}"
         return f"there is no {group}={option}; {hint}"
-    return message.split("\nSet the environment variable")[0].strip()
+    there = re.search(r"Either remove \+ prefix: '(.+)'", message) or re.search(r"use 'override (.+)'", message)
+    if there:
+        return f"leave the + away, since it is there already: {there.group(1).replace(': ', '=')}"
+    if wrong_option:  # one of several that were asked for
+        group, _, option = wrong_option.group(1).rpartition("/")
+        return f"there is no {group}={option}; geoseg run --help lists the options of every group"
+    said = re.split(r"\n+(?:Set the environment variable|Config search path)", message)[0].strip()
+    if said.startswith("Config group override must be"):
+        return f"a group takes the name of one of its options, such as experiment=label_lora ({said})"
+    return said
 
 
 def quieten() -> None:

@@ -6,6 +6,7 @@ Nothing below this floor ever sees a configuration object.
 from __future__ import annotations
 
 import collections.abc
+import difflib
 import functools
 import hashlib
 import inspect
@@ -63,7 +64,7 @@ def plain(config: Any) -> Any:
     """A configuration node as plain containers with every interpolation resolved.
 
     Raises:
-        ValueError: a value marked ??? was not given, or what a resolver says.
+        ValueError: a value marked ??? was not given, a value refers to what is not there, or what a resolver says.
     """
     if not OmegaConf.is_config(config):
         return config
@@ -75,7 +76,26 @@ def plain(config: Any) -> Any:
     except InterpolationResolutionError as error:
         if said := _RESOLVING.search(str(error)):
             raise ValueError(said.group(1)) from None
-        raise
+        raise ValueError(_dangling(OmegaConf.to_container(config, resolve=False), error)) from None
+
+
+def origin(config: Any, key: str) -> str:
+    """Where a setting gets its value from, so that an error names the key that was typed.
+
+    >>> origin({"method": {"sam": "${checkpoints.sam}"}, "checkpoints": {"sam": {"path": "x"}}}, "method.sam.path")
+    'checkpoints.sam.path'
+    """
+    raw = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    for _ in range(10):  # a value may be handed on several times; one that refers to itself is told elsewhere
+        node, parts = raw, key.split(".")
+        for i, part in enumerate(parts):
+            node = node.get(part) if isinstance(node, Mapping) else None
+            if isinstance(node, str) and (whole := _REFERENCE.fullmatch(node)):
+                key = ".".join([whole.group(1), *parts[i + 1 :]])
+                break
+        else:
+            break
+    return key
 
 
 def check_targets(config: Any, trust: Sequence[str]) -> None:
@@ -126,7 +146,7 @@ def build(node: Any, where: str, /, **available: Any) -> Any:
             names_itself = str(cause).startswith(f"{where}.")
             raise ValueError(str(cause) if names_itself else f"{key}: {cause}") from error
         if isinstance(cause, TypeError) and _ARGUMENTS.search(str(cause)):
-            raise ValueError(f"{key}: {cause}; look at its keys with --cfg job") from error
+            raise ValueError(f"{key}: --cfg job shows the keys it takes ({cause})") from error
         raise
 
 
@@ -220,7 +240,7 @@ def weights_of(method: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Names and digests of every checkpoint that a method reads.
 
     Raises:
-        ValueError: a file or folder is not there; told before anything is read or fetched.
+        ValueError: a file or folder is not there; told before anything is read or fetched. Begins with its key.
     """
     ids: dict[str, str] = {}
     hashes: dict[str, str] = {}
@@ -231,7 +251,10 @@ def weights_of(method: Mapping[str, Any]) -> dict[str, dict[str, str]]:
                 if name in ("path", "path_or_id") and isinstance(value, str):
                     path = Path(value).expanduser()
                     if name == "path" and not path.exists():
-                        raise ValueError(f"{where}.{name}={value}: there is no such file or folder")
+                        raise ValueError(
+                            f"{where}.{name}={value}: there is no such file or folder; give one that is there. "
+                            "geoseg fetch tells where published checkpoints are to be had"
+                        )
                     ids[where] = path.name if path.exists() else value
                     hashes[where] = digest(path) if path.exists() else f"{value}, revision {node.get('revision')}"
                 else:
@@ -260,6 +283,7 @@ _SECRET = re.compile(r"(^|_)(api_?key|token|password|passwd|secret|credentials?)
 _CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
 _INSIDE = re.compile(r"^full_key: (\S+)$", re.MULTILINE)
 _RESOLVING = re.compile(r"^ValueError raised while resolving interpolation: (.*)\n    full_key: ", re.DOTALL)
+_REFERENCE = re.compile(r"\$\{([\w.-]+)\}")
 _ARGUMENTS = re.compile(r"unexpected keyword argument|missing \d+ required")
 _QUERY = re.compile(r"([?&](?:\w+_)?(?:api_?key|token|password|secret|signature)=)[^&\s]+", re.IGNORECASE)
 
@@ -273,6 +297,64 @@ def _missing(node: Any, where: str = "") -> Iterator[str]:
             yield from _missing(value, f"{where}[{i}]")
     elif node == "???":
         yield where
+
+
+def _dangling(raw: Any, error: InterpolationResolutionError) -> str:
+    """What to do about a value that refers to what is not there; OmegaConf's own words come last."""
+    said = str(error).splitlines()[0]
+    flat = dict(_leaves(raw))
+    key = str(error.full_key or "")
+    value = flat.get(key)
+    gone = [name for name in _REFERENCE.findall(str(value)) if not _known(raw, name)]
+    if not gone:
+        return f"{key}={value}: give the value itself, or the name of another setting inside ${{}} ({said})"
+    name = gone[0]
+    lost = next((up for up in _ups(name) if not isinstance(_at(raw, up), Mapping)), name)
+    # a rival is left out as a whole, whatever it takes from elsewhere
+    rivals = dict.fromkeys(
+        ".".join(leaf.split(".")[:2])
+        for leaf, held in flat.items()
+        if leaf.startswith("rivals.")
+        and any(f"{found}.".startswith(f"{lost}.") for found in _REFERENCE.findall(str(held)))
+    )
+    if key.startswith("rivals.") and _at(raw, lost) is None:
+        cure = " ".join(f"{rival}=null" for rival in rivals)
+        they = "it takes" if len(rivals) == 1 else "they take"
+        return f"set {cure} too: {they} settings from {lost}, which is {'null' if _known(raw, lost) else 'not there'}"
+    near = difflib.get_close_matches(name, flat, n=1)
+    hint = f"did you mean ${{{near[0]}}}?" if near else "--cfg job shows those that are there"
+    return f"{key}={value}: there is no setting {name}; {hint}"
+
+
+def _leaves(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Full names and values of all settings that hold no others."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _leaves(value, f"{where}.{name}" if where else str(name))
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from _leaves(value, f"{where}[{i}]")
+    else:
+        yield where, node
+
+
+def _ups(key: str) -> list[str]:
+    """a.b.c: a, a.b"""
+    parts = key.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _at(raw: Any, key: str) -> Any:
+    for part in key.split("."):
+        raw = raw.get(part) if isinstance(raw, Mapping) else None
+    return raw
+
+
+def _known(raw: Any, key: str) -> bool:
+    above, _, last = key.rpartition(".")
+    node = _at(raw, above) if above else raw
+    # what stands behind a reference is not looked into
+    return (isinstance(node, Mapping) and last in node) or isinstance(node, str)
 
 
 def _without_places(part: Any) -> Any:

@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,31 +127,31 @@ def memory_here() -> int | None:
 
 
 def print_findings(findings: Iterator[Finding]) -> bool:
-    """Prints a table, line by line where rich is missing.
+    """Prints a line or more per finding, no wider than the terminal, or 80 letters where there is none.
 
     Returns:
         Whether the demo can run.
     """
     rows = list(findings)
-    if not _there("rich"):
-        for row in rows:
-            print("  ".join(part for part in (row.state, row.what, row.found, row.repair) if part))
-    else:
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE)
-        for title in ("", "what", "found", "repair"):
-            table.add_column(title, overflow="fold")
-        styles = {"ok": "green", "note": "yellow", "problem": "red"}
-        for row in rows:
-            table.add_row(Text(row.state, styles[row.state]), row.what, Text(row.found), Text(row.repair))
-        Console().print(table)
+    width = shutil.get_terminal_size().columns
+    names = max((len(row.what) for row in rows), default=0)
+    for row in rows:
+        head = f"{row.state:<{len('problem')}}  {row.what:<{names}}  "
+        print(_hanging(row.found, head, " " * len(head), width))
+        if row.repair:
+            # from the left, so that most commands stay on one line and can be copied
+            print(_hanging(row.repair, "         repair: ", " " * len("         repair: "), width))
     problems = sum(row.state == "problem" for row in rows)
     print("geoseg demo can run here." if not problems else f"geoseg demo cannot run here: {problems} of these first.")
     return not problems
+
+
+def _hanging(text: str, head: str, indent: str, width: int) -> str:
+    # long words, such as paths, are never cut
+    wrapper = textwrap.TextWrapper(
+        width, initial_indent=head, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+    return wrapper.fill(text)
 
 
 def _disk(runs: Path) -> Finding:
@@ -210,7 +211,7 @@ def _libraries() -> Iterator[Finding]:
             repair = f"pip install --force-reinstall {'torch torchvision' if name.startswith('torch') else name}"
             yield Finding(name, f"is there, but: {str(error).strip().splitlines()[-1]}", "problem", repair)
     known = {name: _version(name) for name in NEEDED if name not in missing}
-    words = ", ".join(f"{name} {version}".strip() for name, version in known.items())
+    words = ", ".join(f"{name}=={version}" if version else name for name, version in known.items())
     yield Finding("libraries", words or "none", "ok" if known else "problem", "" if known else "pip install geoseg")
     for name, (module, purpose) in OPTIONAL.items():
         if not _there(module):

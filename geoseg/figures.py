@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor, cat
 
-from geoseg.metrics.intensity import dice_loss, grey
+from geoseg.metrics.intensity import LUMA, dice_loss, grey
 from geoseg.tasks.evaluation import READING
 
 
@@ -62,6 +62,8 @@ def draw_dice(
 ) -> Path:
     """One row per profile: the three pairs whose Dice loss is taken, as it sees them (Figures 9 to 11 of Zhao and Ma).
 
+    A line above says what its grey means: the brightness of colours, never a class.
+
     Args:
         pictures: as for ``draw_stages``; the last picture that was drawn is the generated one.
         path: a .png to write.
@@ -86,7 +88,10 @@ def draw_dice(
         row[0].set_ylabel(picture["name"], fontsize=8)
     stage = [name for name in pictures[0]["stages"] if name != READING][-1]
     form = f"generated: {stage}; {'squared' if squared else 'linear'} Dice on {'colours' if colour else 'grey values'}"
-    figure.suptitle(", ".join(part for part in (form, note) if part), fontsize=8)
+    weights = " + ".join(f"{weight:g} {name}" for weight, name in zip(LUMA, ("red", "green", "blue"), strict=True))
+    meaning = f"Grey is the brightness of a colour, {weights}: all that the loss sees; it is no class"
+    lines = [", ".join(part for part in (form, note) if part)] + [meaning] * (not colour)
+    figure.suptitle("\n".join(lines), fontsize=8)
     return _write(figure, path)
 
 

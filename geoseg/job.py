@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from geoseg import lora, memory, progress
 from geoseg.config import build, identity, redact, weights_of
 from geoseg.data.module import DataModule
+from geoseg.data.profiles import natural
 from geoseg.figures import draw_dice, draw_stages, draw_training
 from geoseg.loggers import JsonLines, WandbLogger
 from geoseg.metrics.intensity import IntensityDice
@@ -324,7 +325,8 @@ class Job:
         split = self.data.val if len(self.data.val) else self.data.train  # never the test set
         shape = split.source.shape(split.names[0])
         same = [i for i, name in enumerate(split.names) if split.source.shape(name) == shape]
-        items = [split[i] for i in same[: self.settings["sample_images"]]]
+        chosen = sorted(same[: self.settings["sample_images"]], key=lambda i: natural(split.names[i]))
+        items = [split[i] for i in chosen]
         return Samples(predictor, items, self.settings["sample_every"], per_epoch, self.fit_folder, self.data, wandb)
 
     def _trainer(self, loggers: list[Any], **more: Any) -> pl.Trainer:

@@ -112,8 +112,9 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
     for record in records:
         where = runs / str(record["run_id"])
         lines = [("record", where / "record.json")]
-        fit = runs.parent / "fits" / str(record["fit_id"]) / "adapter"
-        lines += [("trained", fit / file) for file in record.get("adapter", [])]
+        fit = runs.parent / "fits" / str(record["fit_id"])
+        lines += [("trained", fit / "adapter" / file) for file in record.get("adapter", [])]
+        lines += [("samples", fit / "samples")] * (fit / "samples").is_dir()
         if record["scores"].keys() & {"test/iou/mean"}:
             lines.append(("label maps", where / "predictions" / "labels"))
         lines += [(f"figure {Path(figure).stem}", where / figure) for figure in record.get("figures", [])]

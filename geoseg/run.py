@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from geoseg import progress
-from geoseg.config import build, check_targets, check_type, check_types, plain
+from geoseg.config import build, check_targets, check_type, check_types, origin, plain
 from geoseg.data.module import DataModule
 from geoseg.job import Job, Models
 from geoseg.places import check_writable
@@ -53,7 +53,11 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
             f"no sample is left to test on: {len(data.names['train'])} of {len(data.source.names)} are for training "
             f"and {len(data.names['val'])} for validation; lower data.num_train or data.num_val, or add samples"
         )
-    jobs = [Job(settings, method, data, where) for where, method in methods.items()]
+    try:
+        jobs = [Job(settings, method, data, where) for where, method in methods.items()]
+    except ValueError as error:  # names a key of the method, which may have been typed as one of its checkpoints
+        key, equals, rest = str(error).partition("=")
+        raise ValueError(f"{origin(cfg, key)}{equals}{rest}") from None
     models = Models()
     records = []
     open_jobs = [job for job in jobs if job.finished() is None]

@@ -34,9 +34,12 @@ class Samples(pl.Callback):
     ) -> None:
         self.predictor, self.items, self.every, self.per_epoch = predictor, items, every, per_epoch
         self.folder, self.data, self.wandb = folder, data, wandb
+        self.digits = 4
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        times = int(trainer.num_training_batches) // (self.per_epoch * self.every)
+        epochs = int(trainer.num_training_batches) // self.per_epoch
+        self.digits = max(4, len(str(epochs)))  # so that names sort as epochs do, however many there are
+        times = epochs // self.every
         if times:
             progress.expect("samples", times * len(self.items))
 
@@ -68,7 +71,7 @@ class Samples(pl.Callback):
             labels = palette.paint(torch.stack([item["target"] for item in self.items]))
         assert answer is not None
         path = draw_samples(
-            image.cpu(), answer.float().cpu(), labels, self.folder / "samples" / f"epoch_{epoch:04d}.png"
+            image.cpu(), answer.float().cpu(), labels, self.folder / "samples" / f"epoch_{epoch:0{self.digits}d}.png"
         )
         for logger in self.wandb:
             logger.log_pictures("samples", [path])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, stdev
@@ -82,11 +83,14 @@ def comparisons(records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[str,
     groups = _groups(records)
     lines = ["| data | difference | " + " | ".join(COMPARED.values()) + " |", "|---|---|" + "---|" * len(COMPARED)]
     for pair in pairs:
-        for data in dict.fromkeys(row.data for row in sorted(groups)):
+        before = len(lines)
+        for data in dict.fromkeys(row.data for row in sorted(groups)) or [""]:  # no row: the first name says so
             first, second = (_called(groups, name, data) for name in pair)
             if first and second:
                 cells = [_difference(first, second, score) for score in COMPARED]
                 lines.append(f"| {data} | {pair[0]} − {pair[1]} | " + " | ".join(cells) + " |")
+        if len(lines) == before:
+            raise ValueError(f"{pair[0]!r} and {pair[1]!r} have no data set in common, so nothing compares them")
     return "\n".join(lines) + "\n"
 
 
@@ -95,7 +99,10 @@ def _called(groups: Mapping[_Row, list[_Member]], name: str, data: str) -> list[
     alike = {row: members for row, members in groups.items() if name in (row.name, row.bare(members))}
     if not alike:
         names = sorted({row.bare(members) for row, members in groups.items()})
-        raise ValueError(f"no row of the table is called {name!r}; there is {', '.join(map(repr, names))}")
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        there = f"there is {', '.join(map(repr, names))}" if names else "no run is finished and tested"
+        raise ValueError(f"no row of the table is called {name!r}; {hint}{there}")
     here = {row: members for row, members in alike.items() if row.data == data}
     exact = [row for row in here if row.name == name] or list(here)
     if len(exact) > 1:

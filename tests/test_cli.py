@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from geoseg.cli import check_overrides
+from geoseg.record import SCHEMA
+from tests.made_records import record
 
 AS_IS = ("method=input_as_is", "data.source.size=32", "data.source.train=4", "data.source.val=2", "data.source.test=2")
 AS_IS += ("data.num_train=2", "logger=files", "progress=false", "trainer=cpu")
@@ -82,12 +84,23 @@ def test_the_whole_configuration_can_be_shown(
         (["method=u-net"], "no method=u-net; did you mean method=unet?"),
         (["trainer=tpu"], "no trainer=tpu; did you mean trainer=gpu?"),
         (["checkpoints=x"], "no checkpoints=x; there are demo, hub, hub_sd2, local"),
-        (["data.select=[a,b"], "cannot read 'data.select=[a,b'"),
+        (
+            ["data.select=[a,b"],
+            """geoseg: put quotes around the value: 'data.select=["a","b"]'\n  cannot read""",
+        ),
         (["data.select=[línea,x=1]"], """put quotes around the value: 'data.select=["línea","x=1"]'"""),
         (["prompt.text=a: b, c"], """one value is typed 'prompt.text="a: b, c"'"""),
         (["prompt.text=a <lora:vai1:1>"], """put quotes around the value: 'prompt.text="a <lora:vai1:1>"'"""),
         (["data=profiles", "data.root=my", "survey"], """a value with spaces needs quotes: 'data.root="my survey"'"""),
         (["-m", "sed=0,1"], "no setting sed; did you mean seed?"),
+        (["~method.nothing"], "there is no setting method.nothing"),
+        (["label_lora"], "a setting is typed key=value, such as experiment=label_lora or method=label_lora; got"),
+        (["~method.wrappers.sam", "x"], "a setting is typed key=value, such as seed=1; got 'x'"),
+        (["+seed=3"], "leave the + away, since it is there already: seed=3"),
+        (["+data=profiles"], "leave the + away, since it is there already: data=profiles"),
+        (["data=null"], "a group takes the name of one of its options, such as experiment=label_lora (Config group"),
+        (["experiment=[label_lora,b]"], "there is no experiment=b; geoseg run --help lists the options of every group"),
+        (["experiment=label_lore", "--help"], "did you mean experiment=label_lora?"),
         (["data.num_train=1,2"], "'data.num_train=1,2' names several values: geoseg run -m runs one after the other"),
     ],
 )
@@ -137,9 +150,17 @@ def test_the_check_takes_what_is_right() -> None:
         (["data.num_train=5"], "data.num_train=5, but 4 labelled samples are there to choose from"),
         (["data.num_test=0"], "no sample is left to test on"),
         (["data.source.kind=coal"], "kind 'coal' is not drawn"),
-        (["+method.predictor.foo=1"], "unexpected keyword argument 'foo'"),
+        (["+method.predictor.foo=1"], "geoseg: method.predictor: --cfg job shows the keys it takes ("),
         (["checkpoints.stable_diffusion.path_or_id=./nothing"], "there is no folder './nothing'"),
-        (["checkpoints.sam.path=sam.pth"], "method.wrappers.sam.sam.path=sam.pth: there is no such file or folder"),
+        (["checkpoints.sam.path=sam.pth"], "geoseg: checkpoints.sam.path=sam.pth: there is no such file or folder"),
+        (
+            ["experiment=label_lora", "rivals.label_lora_tuned=null"],
+            "geoseg: set rivals.blinded=null too: it takes settings from rivals.label_lora_tuned, which is null",
+        ),
+        (
+            ["experiment=label_lora", "method.predictor.prompt=${prompt.txt}"],
+            "method.predictor.prompt=${prompt.txt}: there is no setting prompt.txt; did you mean ${prompt.text}?",
+        ),
         (["checkpoints.sam.path=???"], "needs a value for checkpoints.sam.path"),
         (["data=profiles", "~data.source.size", "data.root=nowhere"], "data.root=nowhere is no folder"),
         # objects from elsewhere
@@ -275,3 +296,22 @@ def test_report_gathers_records(
     assert "around its table" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run_cli("report", "runs")
+
+
+def test_report_compares_two_rows_and_says_what_it_lacks(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for name in ("input as is", "U-Net"):
+        folder = tmp_path / "runs" / "asked" / name
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(json.dumps({"schema": SCHEMA, **record(name)}))
+    compare = ("report", "runs", "--to", "out", "--compare")
+    assert run_cli(*compare, "U-Net", "input as is") == 0
+    assert "| U-Net − input as is |" in capsys.readouterr().out
+    for words in (["U-Net"], []):
+        assert run_cli(*compare, *words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("geoseg report: --compare takes two rows of the table by their names, such as --compare")
+    assert run_cli(*compare, "U-net", "input as is") == 2
+    said = capsys.readouterr().err
+    assert "no row of the table is called 'U-net'; did you mean 'U-Net'? there is 'U-Net', 'input as is'" in said

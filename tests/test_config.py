@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from geoseg.config import (
     complete,
     conf_folder,
     identity,
+    origin,
     plain,
     redact,
     register_resolvers,
@@ -136,7 +138,7 @@ def test_what_an_object_says_reaches_the_user_with_the_key_it_belongs_to() -> No
     for more in ({}, {"_partial_": True}):
         with pytest.raises(ValueError, match=r"^a\.b: .*Fit.*unexpected keyword argument 'epoch'"):
             build({"_target_": "geoseg.tasks.task.Fit", "epoch": 3, **more}, "a.b")
-        with pytest.raises(ValueError, match=r"^a\.b: DataModule.*missing 1 required.*'source'"):
+        with pytest.raises(ValueError, match=r"^a\.b: --cfg job .*DataModule.*missing 1 required.*'source'"):
             build({"_target_": "geoseg.data.module.DataModule", **more}, "a.b")
 
 
@@ -200,6 +202,51 @@ def test_plain_resolves_and_names_what_is_missing() -> None:
         plain(OmegaConf.create({"a": {"b": "???", "c": "???"}}))
     with pytest.raises(ValueError, match=r"a value for root; give"):
         plain(OmegaConf.create({"root": "???", "source": {"root": "${root}"}}))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"rivals": {"a": None, "b": {"x": "${rivals.a.x}"}, "c": {"y": {"z": "${rivals.a.y.z}"}}, "d": {"x": 1}}},
+            "set rivals.b=null rivals.c=null too: they take settings from rivals.a, which is null",
+        ),
+        (
+            {"rivals": {"b": {"title": "b", "x": "${rivals.a.x}"}}},
+            "set rivals.b=null too: it takes settings from rivals.a, which is not there",
+        ),
+        (
+            {"method": None, "rivals": {"b": {"x": "${method.x}"}}},
+            "set rivals.b=null too: it takes settings from method, which is null",
+        ),
+        (
+            {"prompt": {"text": "a"}, "method": {"prompt": "flat ${prompt.txt}"}},
+            "method.prompt=flat ${prompt.txt}: there is no setting prompt.txt; did you mean ${prompt.text}?",
+        ),
+        ({"a": ["${nowhere}"]}, "a[0]=${nowhere}: there is no setting nowhere; --cfg job shows those that are there"),
+        (
+            {"a": "${nothing:3}"},
+            "a=${nothing:3}: give the value itself, or the name of another setting inside ${} (Unsupported",
+        ),
+        ({"a": "${a}"}, "a=${a}: give the value itself, or the name of another setting inside ${} (Recursive"),
+    ],
+)
+def test_a_reference_to_what_is_not_there_is_told_with_its_cure_first(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        plain(OmegaConf.create(config))
+
+
+def test_a_setting_is_traced_to_where_it_is_typed() -> None:
+    config = OmegaConf.create(
+        {"a": {"b": {"c": 1}}, "m": {"w": "${a.b}"}, "r": {"w": "${m.w}", "own": 3}, "me": {"self": "${me.self}"}}
+    )
+    assert [origin(config, key) for key in ("r.w.c", "r.own", "r.nowhere.c", "a.b.c", "me.self")] == [
+        "a.b.c",
+        "r.own",
+        "r.nowhere.c",
+        "a.b.c",
+        "me.self",
+    ]
 
 
 def test_identity_of_the_same_thing_said_otherwise() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 import time
@@ -71,9 +72,9 @@ def test_missing_libraries(
     assert run_cli("doctor") == 1
     said = capsys.readouterr().out
     for name in ("bitsandbytes", "opencv-python-headless", "wandb"):
-        assert f"problem  {name}  missing  pip install {name}\n" in said
-    assert "note  open_clip_torch" in said  # no reason to refuse
-    assert "geoseg demo cannot run here: 4 of these first." in said  # with rich, without which no table is drawn
+        assert re.search(rf"^problem  {name} +missing\n +repair: pip install {name}\n", said, re.MULTILINE)
+    assert "note     open_clip_torch" in said  # no reason to refuse
+    assert "geoseg demo cannot run here: 4 of these first." in said  # with rich
 
 
 def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +149,24 @@ def test_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find("GPU").found == "NVIDIA H200, 100.0 of 140.0 GiB free"
 
 
-def test_repairs_are_printed_beside_what_they_repair(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("columns", [80, 120])
+def test_no_line_is_wider_than_the_terminal(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")  # a long path is not cut
+    assert run_cli("doctor") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    # no library is parted from its version, nor cut
+    words = {word.strip(",") for line in lines for word in line.split()}
+    installed = {f"{name}=={doctor._version(name)}" for name in doctor.NEEDED if doctor._version(name)}
+    assert installed <= words
+    (first,) = [i for i, line in enumerate(lines) if " libraries " in line]
+    assert lines[first + 1].startswith(" " * lines[first].index("torch=="))
+
+
+def test_repairs_are_printed_below_what_they_repair(capsys: pytest.CaptureFixture[str]) -> None:
     assert not print_findings(iter([Finding("x", "broken [red]", "problem", "pip install x[y]")]))
     said = capsys.readouterr().out
-    assert "broken [red]" in said
-    assert "pip install x[y]" in said
+    assert said.splitlines()[:2] == ["problem  x  broken [red]", "         repair: pip install x[y]"]

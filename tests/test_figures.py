@@ -108,6 +108,8 @@ def test_a_dice_sheet_shows_the_pairs_it_compares(tmp_path: Path, drawn: list[An
     pictures = [{"name": "a", "original": GREY, "stages": {"pass 1": RED, "read as classes": BLUE}, "label": GREEN}]
     draw_dice(pictures, tmp_path / "dice.png", colour=colour)
     shown, titles = grid(drawn[0], 3)[0], [axis.get_title() for axis in drawn[0].axes]
+    meaning = "Grey is the brightness of a colour, 0.299 red + 0.587 green + 0.114 blue: all that the loss sees"
+    assert (meaning in drawn[0].get_suptitle()) == (not colour)
     pairs = ["original | label", "original | generated", "label | generated"]
     assert [title.split(":")[0] for title in titles] == pairs
     losses = [float(title.split()[4].strip(",")) for title in titles]

@@ -54,8 +54,8 @@ def test_names_of_any_kind_come_through_a_run(
     command = [*PROFILES, "method=input_as_is", "figure_rows=99"]
     assert run_cli(*command, f"data.root={root}") == 2
     said = capsys.readouterr().err
-    assert said.startswith("geoseg: cannot read ")
-    (right,) = shlex.split(said.partition("put quotes around the value: ")[2])
+    assert said.startswith("geoseg: put quotes around the value: ")
+    (right,) = shlex.split(said.splitlines()[0].partition("put quotes around the value: ")[2])
     chosen = [name for name in NAMES if "," not in name][:6]
     (select,) = shlex.split(typed(f"data.select=[{', '.join(chosen)}]"))
     assert run_cli(*command, right, select) == 0
@@ -118,7 +118,7 @@ def test_a_prompt_works_or_the_line_to_type_is_shown(
     assert run_cli("run", word) == 2
     said = capsys.readouterr().err
     if not seen:
-        (word,) = shlex.split(re.split(r"put quotes around the value: |one value is typed ", said)[1])
+        (word,) = shlex.split(re.split(r"put quotes around the value: |one value is typed ", said.splitlines()[0])[1])
         assert run_cli("run", word) == 2
     assert [plain(cfg)["method"]["predictor"]["prompt"] for cfg in seen] == [text]
 

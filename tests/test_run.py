@@ -196,7 +196,8 @@ def test_the_terminal_shows_bars_with_rates_and_the_table(finished: SimpleNamesp
     places = [table.index(f"\n  {name}") for name in names]
     assert places == sorted(places)
     assert "2 label maps" in table and "alone" in table
-    assert f"runs/fits/{records(finished.runs)['label LoRA']['fit_id']}/adapter/{FILE}" in table
+    fit = f"runs/fits/{records(finished.runs)['label LoRA']['fit_id']}"
+    assert f"{fit}/adapter/{FILE}\n  samples          {fit}/samples\n" in table
 
 
 def test_secrets_reach_no_file(finished: SimpleNamespace) -> None:

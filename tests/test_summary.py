@@ -153,8 +153,18 @@ def test_two_rows_are_compared_unit_by_unit_and_over_seeds() -> None:
     assert first.startswith("| earth | label LoRA: pass 2 − without LoRA: pass 2 | +0.150 [+0.150, +0.150], n = 5 |")
     assert second.startswith("| earth | label LoRA: pass 2 − label LoRA: pass 1 | +0.100 [+0.100, +0.100], n = 5 |")
     assert first.endswith("| - |")  # a score that these records do not have
-    with pytest.raises(ValueError, match=r"no row .* 'label LoRA: pass 3'; there is 'label LoRA: pass 1', 'label"):
+    with pytest.raises(
+        ValueError, match=r"no row .* pass 3'; did you mean 'label LoRA: pass 2'\? there is 'label LoRA: pass 1', 'la"
+    ):
         comparisons(tuned, [("label LoRA: pass 3", "without LoRA: pass 2")])
+
+
+def test_rows_that_nothing_compares() -> None:
+    salt = record("U-Net", data={"name": "salt", "train": [], "val": [], "test": []})
+    with pytest.raises(ValueError, match=r"'U-Net' and 'label LoRA' have no data set in common"):
+        comparisons([record(), salt], [("U-Net", "label LoRA")])
+    with pytest.raises(ValueError, match=r"no row of the table is called 'U-Net'; no run is finished and tested"):
+        comparisons([failed()], [("U-Net", "label LoRA")])
 
 
 def test_a_row_is_found_by_its_method_where_it_is_the_only_one() -> None:

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from geoseg.data.profiles import natural
 from geoseg.data.sampling import Visits, choose_random, choose_representative
 from geoseg.data.source import Source
 from geoseg.palette import Palette, facies_palette
@@ -214,7 +215,7 @@ class DataModule(pl.LightningDataModule):
                 line = typed(f"data.select=[{','.join(pool[:2])}]")
                 raise ValueError(
                     f"data.select names {unknown[:10]}, which the data set does not have for training; "
-                    f"it has {pool[:10]}{' ...' if len(pool) > 10 else ''}"
+                    f"it has {sorted(pool, key=natural)[:10]}{' ...' if len(pool) > 10 else ''}"
                     f"{f'; in quotes a name is taken as it stands: {line}' if read else ''}"
                 )
             return select

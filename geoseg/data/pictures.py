@@ -40,6 +40,15 @@ def read_profile(path: Path, grey_range: Sequence[float] | None = None) -> np.nd
     return _opened(path, lambda picture: _profile(picture, grey_range))
 
 
+def grey_values(path: Path) -> np.ndarray | None:
+    """The values [H, W], float64, of a grey picture of more than 8 bits; None for any other, which is not decoded.
+
+    Raises:
+        ValueError: names the file, what is wrong with it and the remedy.
+    """
+    return _opened(path, lambda picture: _values(_upright(picture)) if picture.mode in DEEP else None)
+
+
 def read_label(path: Path) -> np.ndarray:
     """A label map as uint8 [H, W] of its stored values; a palette picture's values are its indices.
 
@@ -77,16 +86,21 @@ def _label(picture: Image.Image) -> np.ndarray:
 
 def _eight_bit(picture: Image.Image, grey_range: Sequence[float] | None) -> np.ndarray:
     """Grey values as uint8 by one rule for all profiles, never by a picture's own extremes."""
-    array = np.asarray(picture).astype(np.float64)
-    if not np.isfinite(array).all():
-        raise ValueError("some of its pixels are not a number; fill them before")
+    array = _values(picture)
     if grey_range is None:
         raise ValueError(
             f"pixels are of type {picture.mode}, with values {array.min():g} to {array.max():g}; say for all profiles "
-            "which value is black and which white, such as data.source.grey_range=[0,65535], or save it as 8-bit grey"
+            "which value is black and which white, or save it as 8-bit grey"
         )
     black, white = grey_range
     return np.rint(255 * ((array - black) / (white - black)).clip(0, 1)).astype(np.uint8)
+
+
+def _values(picture: Image.Image) -> np.ndarray:
+    array = np.asarray(picture).astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError("some of its pixels are not a number; fill them before")
+    return array
 
 
 def _size(picture: Image.Image) -> tuple[int, int]:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+import re
+import shlex
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from geoseg.data.pictures import read_label, read_profile, size
+from geoseg.data.pictures import grey_values, read_label, read_profile, size
 from geoseg.types import IGNORE, Sample
 
 log = logging.getLogger("geoseg")
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 SHOWN = 10
+
+HARDLY = 8
+"""Profiles whose values span less than this part of ``grey_range`` get 32 of 256 greys or fewer."""
 
 
 class ProfileFolder:
@@ -106,24 +112,69 @@ class ProfileFolder:
         """
         wrong = self._faults(names)
         if wrong:
-            raise ValueError(listed(f"{len(wrong)} of the samples in {self.root} cannot be used", wrong))
+            headline = f"{len(wrong)} of the samples in {self.root} cannot be used"
+            raise ValueError(listed(headline + self._rule_wanted(names), wrong))
+        self._check_grey_range(names)
 
     def _check_pairs(self) -> None:
         """Whoever has to mend file names hears at once what else is wrong."""
         alone = [
             f"{self._images[stem].name}: no label map; draw one, or move the profile away"
-            for stem in sorted(self._images.keys() - self._labels)
+            for stem in sorted(self._images.keys() - self._labels, key=natural)
         ]
-        alone += [f"{self._labels[stem].name}: no profile" for stem in sorted(self._labels.keys() - self._images)]
+        without = sorted(self._labels.keys() - self._images, key=natural)
+        alone += [f"{self._labels[stem].name}: no profile" for stem in without]
         if alone:
             wrong = alone + self._faults(self.names)
-            raise ValueError(listed(f"profiles and label maps in {self.root} do not pair up by file name", wrong))
+            headline = f"profiles and label maps in {self.root} do not pair up by file name"
+            raise ValueError(listed(headline + self._rule_wanted(self.names), wrong))
+
+    def _rule_wanted(self, names: Sequence[str]) -> str:
+        """What to type for profiles of more than 8 bits that no rule was given for, or ""."""
+        found = [] if self._grey_range is not None else [(v.min(), v.max()) for _, v in self._deep(names)]
+        lows, highs = zip(*found, strict=True) if found else ((), ())
+        if not found or min(lows) == max(highs):
+            return ""
+        return f" (of those with more than 8 bits, {_spanning(min(lows), max(highs))} takes all values)"
+
+    def _check_grey_range(self, names: Sequence[str]) -> None:
+        """Whether the rule for more than 8 bits leaves something to see; where that is little, a hint."""
+        if self._grey_range is None:
+            return
+        low, high = sorted(self._grey_range)
+        lost, cut, count, least, most = list[str](), 0, 0, np.inf, -np.inf
+        for name, values in self._deep(names):
+            first, last = values.min(), values.max()
+            if last < low or first > high:
+                lost.append(f"{self._images[name].name}: values {first:.10g} to {last:.10g}")
+            cut, count = cut + int(((values < low) | (values > high)).sum()), count + values.size
+            least, most = min(least, first), max(most, last)
+        if least >= most:
+            return
+        rule = f"data.source.grey_range=[{','.join(f'{value:.10g}' for value in self._grey_range)}]"
+        cure = _spanning(least, most, turned=self._grey_range[0] > self._grey_range[1])
+        if lost:
+            raise ValueError(listed(f"{rule} makes profiles black or white throughout; {cure} takes all values", lost))
+        there = f"the profiles hold values {least:.10g} to {most:.10g}"
+        if most - least < (high - low) / HARDLY:
+            share = 100 * (most - least) / (high - low)
+            log.warning("%s: %s, %.2g %% of it, and come out nearly flat; %s spans them", rule, there, share, cure)
+        elif cut > count / 2:
+            share = 100 * cut / count
+            log.warning("%s: %s, and %.0f %% of the pixels are cut off; %s takes all", rule, there, share, cure)
+
+    def _deep(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """Every profile of more than 8 bits that can be read, with its values."""
+        for name in sorted(names, key=natural):
+            with contextlib.suppress(ValueError):  # what cannot be read is listed by ``_faults``
+                if (values := grey_values(self._images[name])) is not None:
+                    yield name, values
 
     def _faults(self, names: Sequence[str]) -> list[str]:
         wrong: list[str] = []
         seen: dict[bytes, str] = {}
         known = set(self._values) if self._values is not None else set(range(self.num_classes))
-        for name in names:
+        for name in sorted(names, key=natural):
             profile, label = self._images[name].name, self._labels[name].name
             try:
                 image, target = read_profile(self._images[name], self._grey_range), read_label(self._labels[name])
@@ -170,7 +221,8 @@ class ProfileFolder:
             raise ValueError(f"{folder} holds no picture ({', '.join(SUFFIXES)}), {holds}")
         if others:
             more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-            log.warning("%s: left out, since they are no pictures: %s%s", folder, ", ".join(others[:SHOWN]), more)
+            shown = ", ".join(sorted(others, key=natural)[:SHOWN])
+            log.warning("%s: left out, since they are no pictures: %s%s", folder, shown, more)
         stems: dict[str, Path] = {}
         for path in found:
             if path.stem in stems:
@@ -207,6 +259,21 @@ class ProfileFolder:
         table = np.full(256, IGNORE, np.uint8)
         table[self._values] = np.arange(len(self._values))
         return table[target]
+
+
+def _spanning(low: float, high: float, turned: bool = False) -> str:
+    """The setting to type for values from ``low`` to ``high``."""
+    ends = (high, low) if turned else (low, high)
+    return shlex.quote(f"data.source.grey_range=[{ends[0]:.10g},{ends[1]:.10g}]")
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts names as people number them. Splits keep the plain order, on which their random choice rests.
+
+    >>> sorted(["line10", "line2", "line1"], key=natural)
+    ['line1', 'line2', 'line10']
+    """
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def listed(headline: str, lines: list[str]) -> str:

@@ -133,6 +133,52 @@ def test_rules_that_say_nothing(tmp_path: Path, rule: list[Any]) -> None:
         ProfileFolder(str(tmp_path), grey_range=rule)
 
 
+def deep_folder(root: Path, *ranges: tuple[int, int]) -> None:
+    """Profiles of 16 bits, the first from value to value."""
+    folder(root)
+    for i, (low, high) in enumerate(ranges):
+        values = np.linspace(low, high, 48).round().astype(np.uint16).reshape(6, 8)
+        Image.fromarray(values).save(root / "images" / f"line{i}.png")
+
+
+def test_the_rule_to_type_is_told_with_the_values_of_all_profiles(tmp_path: Path) -> None:
+    deep_folder(tmp_path, (40, 4000), (100, 5000))
+    said = offenders(tmp_path)
+    assert "line0.png: pixels are of type I;16, with values 40 to 4000; say for all profiles" in said
+    assert "'data.source.grey_range=[40,5000]' takes all values" in said.splitlines()[0]
+
+
+@pytest.mark.parametrize("rule", [[10000, 65535], [65535, 10000]])
+def test_a_rule_beside_the_values_is_refused(tmp_path: Path, rule: list[float]) -> None:
+    deep_folder(tmp_path, (40, 4000), (100, 20000))
+    ends = "[40,20000]" if rule[0] < rule[1] else "[20000,40]"
+    source = ProfileFolder(str(tmp_path), grey_range=rule)
+    with pytest.raises(ValueError, match="black or white throughout") as error:
+        source.check(source.names)
+    headline, *lines = str(error.value).splitlines()
+    assert headline.startswith(f"data.source.grey_range=[{rule[0]},{rule[1]}] makes")
+    assert f"'data.source.grey_range={ends}' takes all values" in headline
+    assert lines == ["  line0.png: values 40 to 4000"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "hint"),
+    [
+        ([0, 65535], "the profiles hold values 40 to 5000, 7.6 % of it, and come out nearly flat; 'data.source.grey_r"),
+        ([0, 1000], "the profiles hold values 40 to 5000, and 78 % of the pixels are cut off; 'data.source.grey_range"),
+        ([0, 8000], None),
+        ([5000, 40], None),
+    ],
+)
+def test_a_rule_that_hardly_fits_is_hinted_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, rule: list[float], hint: str | None
+) -> None:
+    deep_folder(tmp_path, (40, 4000), (100, 5000))
+    source = ProfileFolder(str(tmp_path), grey_range=rule)
+    source.check(source.names)
+    assert (hint in caplog.text and "grey_range=[40,5000]'" in caplog.text) if hint else not caplog.text
+
+
 @pytest.mark.parametrize("colour", [2, 4, 6], ids=["RGB", "LA", "RGBA"])
 def test_16_bits_in_several_channels_are_not_cut_in_silence(tmp_path: Path, colour: int) -> None:
     row = b"\0" + bytes(range(8 * 2 * {2: 3, 4: 2, 6: 4}[colour]))
@@ -243,6 +289,16 @@ def test_names_of_any_kind_are_names(tmp_path: Path) -> None:
     data = DataModule(source, select=["p,q", 12])  # type: ignore[list-item]  # as the command line reads it
     data.prepare()
     assert data.names["train"] == ["p,q", "12"]
+
+
+def test_faults_are_listed_as_people_number_files(tmp_path: Path) -> None:
+    folder(tmp_path, count=12)
+    for i in (2, 10):
+        (tmp_path / "images" / f"line{i}.png").write_bytes(b"")
+    lines = offenders(tmp_path).splitlines()
+    assert [line.split(".")[0].strip() for line in lines[1:]] == ["line2", "line10"]
+    with pytest.raises(ValueError, match=r"it has \['line0', 'line1', 'line2', .*, 'line9'\] \.\.\."):
+        DataModule(ProfileFolder(str(tmp_path)), select=["line"]).prepare()
 
 
 def test_the_fault_of_every_file_is_told_at_once(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_more_than_8_bits_are_refused_not_cut(tmp_path: Path, mode: str) -> None
     Image.fromarray(deep.astype(dtype)).save(tmp_path / "images" / "line0.tif")
     said = offenders(tmp_path)
     assert f"line0.tif: pixels are of type {mode}, with values 0 to 47000; say for all profiles" in said
-    assert "data.source.grey_range=[0,65535]" in said
+    assert "(of those with more than 8 bits, 'data.source.grey_range=[0,47000]' takes all values)" in said
 
 
 def test_16_bit_png_is_refused(tmp_path: Path) -> None:
