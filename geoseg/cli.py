@@ -311,6 +311,7 @@ def _run(words: list[str]) -> int:
 
     def job(cfg: Any) -> float | None:
         quieten()
+        from geoseg.checkpoints import Interrupted
         from geoseg.places import DiskFull
         from geoseg.report import print_run
         from geoseg.run import run
@@ -320,8 +321,11 @@ def _run(words: list[str]) -> int:
             records, folder = run(cfg)
         except (ValueError, TrainingDiverged, DiskFull) as error:
             print(f"geoseg: {error}", file=sys.stderr)
-            result.append(2 if isinstance(error, ValueError) else 3)
+            result.append(2 if isinstance(error, ValueError) else 4 if isinstance(error, DiskFull) else 3)
             return None
+        except Interrupted as error:  # no further run either
+            print(f"geoseg: {error}", file=sys.stderr)
+            raise SystemExit(128 + error.signum) from None
         print_run(records, folder)
         if cfg.objective is None:
             result.append(0)
@@ -476,6 +480,8 @@ def quieten() -> None:
     # data lies in memory here: worker processes would cost more than they bring
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    # the data module says how far a training has come, and the order of batches goes on from there
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
     # frozen models arrive in evaluation mode, and the task changes that at its start
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 

@@ -18,6 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 from geoseg import lora, memory, progress
+from geoseg.checkpoints import Checkpoints, Interrupted
 from geoseg.config import build, identity, redact, weights_of
 from geoseg.data.module import DataModule
 from geoseg.data.profiles import natural
@@ -129,11 +130,14 @@ class Job:
                 return self.finished() or self._run(method)  # somebody else may just have finished it
             except BaseException as error:
                 earlier = read_record(self.folder)
-                if isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the first into the second
-                    log.warning("interrupted; the same command starts this run again, and what is finished is kept")
+                # Lightning turns the second into the third
+                interrupted = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+                if interrupted and not isinstance(error, Interrupted):
+                    log.warning("interrupted; the same command goes on with this run, and what is finished is kept")
                 if earlier is None or earlier["status"] != "done":  # a forced run that fails leaves the good record
                     trace = "".join(traceback.format_exception(error))
-                    self._record(status="failed", error=f"{type(error).__name__}: {error}", traceback=trace)
+                    status = "interrupted" if interrupted else "failed"
+                    self._record(status=status, error=f"{type(error).__name__}: {error}", traceback=trace)
                 raise
 
     def finished(self) -> dict[str, Any] | None:
@@ -274,14 +278,23 @@ class Job:
             return fitted
         done.unlink(missing_ok=True)
         lines = JsonLines(self.fit_folder)
+        checkpoints = Checkpoints(self.fit_folder / "checkpoints", lines, **self.settings["save"])
+        if self.settings["force"]:
+            checkpoints.clear()
+        self.data.first = 0
+        start = checkpoints.latest()
+        if start is not None:
+            log.info("%s: goes on from step %d of fit %s", self.method["title"], start.step, self.fit_id)
         plan, steps = task.fit, self._batches(task)
         per_epoch = steps // plan.epochs
         every = min(steps, plan.validate_every * per_epoch) if plan.validate_every else steps
-        callbacks: list[pl.Callback] = [Watch()]
+        watch = Watch()
+        callbacks: list[pl.Callback] = [watch]
         if task.ema is not None:
             callbacks.append(Average(task.ema))
         if predictor is not None and self.settings["sample_every"] and self.settings["sample_images"]:
             callbacks.append(self._samples(predictor, per_epoch, wandb))
+        callbacks.append(checkpoints)  # the last, so that it saves what the others have done
         trainer = self._trainer(
             [lines, *wandb],
             max_epochs=1,  # Lightning's one epoch is the whole run: see ``Visits``
@@ -294,9 +307,8 @@ class Job:
             num_sanity_val_steps=0,
         )
         progress.section(self.method["title"])
-        started = time.perf_counter()
         try:
-            trainer.fit(task, datamodule=self.data)
+            trainer.fit(task, datamodule=self.data, ckpt_path=start.path if start else None, weights_only=True)
             if len(self.data.val) and steps % every:  # the score to choose by is that of the weights that are kept
                 trainer.validate(task, datamodule=self.data, verbose=False)
         except TrainingDiverged as error:
@@ -305,16 +317,20 @@ class Job:
         finally:
             lines.write_csv()
         fitted = {
-            "minutes": (time.perf_counter() - started) / 60,
+            "minutes": checkpoints.seconds / 60,
             "files": [path.relative_to(adapter).as_posix() for path in task.save(adapter)],
             "scores": {
                 name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
             },
             "steps": trainer.global_step,
+            "skipped": watch.skipped,
+            "best": checkpoints.best,
             "made_by": self._made_by(),
             "config": redact({"adapter": self.method["adapter"], "task": self.method["task"]}),
         }
         write_atomically(done, json.dumps(fitted, indent=1, default=str) + "\n")
+        checkpoints.clear(best=True)
+        checkpoints.stop_if_asked(trainer.global_step)
         return fitted
 
     def _batches(self, task: Task) -> int:

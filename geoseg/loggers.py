@@ -25,13 +25,20 @@ log = logging.getLogger("geoseg")
 
 
 class JsonLines(Logger):
-    """Appends every set of numbers to ``metrics.jsonl``, one object per line with its step, flushed at once."""
+    """Appends every set of numbers to ``metrics.jsonl``, one object per line with its step, flushed at once.
+
+    Args:
+        folder: where the file lies. Lines of an earlier training in it go when the first line of this one comes.
+
+    Attributes:
+        count: lines of this training.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.path = Path(folder) / "metrics.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
+        self.count = 0
 
     @property
     def name(self) -> str:
@@ -46,6 +53,8 @@ class JsonLines(Logger):
         # JSON has no word for nan and infinity
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items() if name != "epoch"}
         if numbers:
+            if not self.count:
+                self.path.unlink(missing_ok=True)
             line = (json.dumps({"step": step, **numbers}) + "\n").encode()
             with self.path.open("ab", buffering=0) as file:
                 size = file.tell()
@@ -55,6 +64,7 @@ class JsonLines(Logger):
                 except OSError:
                     file.truncate(size)  # half a line could not be read again
                     raise
+            self.count += 1
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -76,6 +86,15 @@ class JsonLines(Logger):
         path = self.path.with_suffix(".csv")
         write_atomically(path, text.getvalue())
         return path
+
+    def rewind(self, count: int) -> None:
+        """Goes on after line ``count`` of an interrupted training; what it logged after that will be logged again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
+        if len(lines) < count:
+            log.warning("%s lacks %d lines that the training had logged before", self.path, count - len(lines))
+        if count:
+            write_atomically(self.path, "".join(lines[:count]))
+        self.count = count
 
 
 FINISH = 30

@@ -21,7 +21,7 @@ LEAST = 64 << 20
 
 
 class DiskFull(RuntimeError):
-    """A write found no room; the message names the folder."""
+    """A write found no room, or a disk that may not be written to any more; the message names the folder."""
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -50,19 +50,20 @@ def check_writable(folder: Path, option: str) -> None:
 
 @contextmanager
 def full_disk_told(folder: Path) -> Iterator[None]:
-    """Turns whatever a library says about a full disk or quota into one sentence.
+    """Turns whatever a library says about a full or read-only disk, or a quota, into one sentence.
 
     Raises:
-        DiskFull: something inside found no room.
+        DiskFull: something inside could not be written.
     """
     try:
         yield
     except Exception as error:
-        if not _is_full(error):
+        why = _why(error)
+        if why is None:
             raise
         raise DiskFull(
-            f"no room is left for results in {folder}; make some and give the same command again: what is finished is "
-            "kept, what was not is done anew"
+            f"{why} {folder}; mend that and give the same command again: what is finished is kept, and a training goes "
+            "on from its last checkpoint"
         ) from error
 
 
@@ -97,12 +98,20 @@ def locked(folder: Path, what: str) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _is_full(error: BaseException | None) -> bool:
-    """Whether this error, or one it came from, is about room; safetensors tells it in words alone."""
+UNWRITABLE = {
+    errno.ENOSPC: "no room is left for results in",
+    errno.EDQUOT: "no room is left for results in",
+    errno.EROFS: "results can no longer be written to",
+}
+"""What a disk says that takes nothing any more, in words."""
+
+
+def _why(error: BaseException | None) -> str | None:
+    """What this error, or one it came from, says about the disk; safetensors tells it in words alone."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if re.search(rf"\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)", str(error)):
-            return True
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None
+        if number in UNWRITABLE:
+            return UNWRITABLE[number]
         error = error.__cause__ or error.__context__
-    return False
+    return None

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from geoseg import progress
+from geoseg.checkpoints import check_save
 from geoseg.config import build, check_targets, check_type, check_types, origin, plain
 from geoseg.data.module import DataModule
 from geoseg.job import Job, Models
@@ -42,6 +43,7 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
         )
     for name, kind in TYPES.items():
         check_type(name, settings[name], kind)
+    check_save(settings["save"])
     check_types(settings)
     rivals = {f"rivals.{name}": method for name, method in (settings["rivals"] or {}).items()}
     methods = {"method": settings["method"], **{key: method for key, method in rivals.items() if method is not None}}

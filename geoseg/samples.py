@@ -37,9 +37,9 @@ class Samples(pl.Callback):
         self.digits = 4
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epochs = int(trainer.num_training_batches) // self.per_epoch
+        epochs, done = (int(batches) // self.per_epoch for batches in (trainer.num_training_batches, _done(trainer)))
         self.digits = max(4, len(str(epochs)))  # so that names sort as epochs do, however many there are
-        times = epochs // self.every
+        times = epochs // self.every - done // self.every
         if times:
             progress.expect("samples", times * len(self.items))
 
@@ -75,3 +75,8 @@ class Samples(pl.Callback):
         )
         for logger in self.wandb:
             logger.log_pictures("samples", [path])
+
+
+def _done(trainer: pl.Trainer) -> int:
+    """Batches before this start, where the training goes on."""
+    return trainer.fit_loop.total_batch_idx + 1

@@ -287,7 +287,7 @@ def test_a_disk_that_fills_up(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", filling)
         assert run_cli("run", *words) == 3
-    assert "geoseg: no room is left for results in runs; make some and give the same" in capsys.readouterr().err
+    assert "geoseg: no room is left for results in runs; mend that and give the same" in capsys.readouterr().err
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
     assert not list(tmp_path.rglob("record.json"))
     assert bool(list(tmp_path.rglob("adapter/*"))) == (after >= 3)

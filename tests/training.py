@@ -49,7 +49,12 @@ def label_lora(
 
 
 def fit(
-    task: Task, data: DataModule, folder: Path | None = None, callbacks: Sequence[pl.Callback] = (), **more: Any
+    task: Task,
+    data: DataModule,
+    folder: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    watch: Watch | None = None,
+    **more: Any,
 ) -> Task:
     """Trains as a run does; numbers go to ``folder/metrics.jsonl``."""
     data.prepare()
@@ -61,7 +66,7 @@ def fit(
         gradient_clip_val=task.fit.clip,
         logger=[JsonLines(folder)] if folder is not None else False,
         log_every_n_steps=1,
-        callbacks=[Watch(), *callbacks],
+        callbacks=[watch or Watch(), *callbacks],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -93,6 +93,9 @@ class DataModule(pl.LightningDataModule):
         seed: decides the choice and the order.
         root: where the source's files lie; only the source's own configuration looks at it, so that it is one short
             key, data.root.
+
+    Attributes:
+        first: batches that a training which goes on has already met.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.workers, self.seed = batch_size, workers, seed
         self.names: dict[str, list[str]] = {}
         self._fingerprints: dict[str, str] = {}
+        self.first = 0
 
     @property
     def num_classes(self) -> int:
@@ -175,16 +179,29 @@ class DataModule(pl.LightningDataModule):
         task: Any = self.trainer.lightning_module
         view = task.view(self.train, training=True)
         return DataLoader(
-            view, batch_sampler=self.visits(task), num_workers=self.workers, pin_memory=torch.cuda.is_available()
+            view,
+            batch_sampler=self.visits(task, self.first),
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
         )
 
-    def visits(self, task: Any) -> Visits:
-        """Which samples every batch of a training holds; its length is that of the training."""
+    def state_dict(self) -> dict[str, Any]:
+        """How far a training has come."""
+        assert self.trainer is not None
+        return {"first": self.trainer.fit_loop.total_batch_idx + 1}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on after the batches that were met."""
+        self.first = state_dict["first"]
+
+    def visits(self, task: Any, first: int = 0) -> Visits:
+        """Which samples each batch of a training holds, from batch ``first`` on; its length is that of the training."""
         return Visits(
             len(self.train),
             task.fit.batch_size,
             task.fit.epochs * task.fit.repeats,
             self.seed,
+            first,
             repeats=self.train.repeats,
             buckets=task.buckets(self.train),
         )

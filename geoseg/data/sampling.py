@@ -26,7 +26,7 @@ class Visits(Sampler[list[tuple[int, int]]]):
         batch_size: samples per batch; a bucket's last batch of a round may be smaller.
         visits: rounds, that is epochs times repeats.
         seed: decides the order.
-        first: number of batches to leave out at the start.
+        first: number of batches to leave out at the start; they count in the length, which is that of the run.
         repeats: how often each sample comes in a round; its visits are numbered through all rounds.
         buckets: a batch holds samples of one bucket only; None puts all into one.
     """
@@ -56,7 +56,7 @@ class Visits(Sampler[list[tuple[int, int]]]):
         self.per_round = sum(-(-size // batch_size) for size in sizes.values())
 
     def __len__(self) -> int:
-        return self.visits * self.per_round - self.first
+        return self.visits * self.per_round
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for visit in range(self.first // self.per_round, self.visits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Any
@@ -13,14 +14,24 @@ from torch import Tensor
 from geoseg import progress
 from geoseg.tasks.task import Task, TrainingDiverged
 
+log = logging.getLogger("geoseg")
+
+STREAK = 5
+"""Steps in a row without a number that stop a training: one may be bad luck, so many are not."""
+
 
 class Watch(pl.Callback):
-    """Logs learning rates, gradient norm and samples per second, moves the bar, and stops at what is no number.
+    """Logs learning rates, gradient norm and samples per second, moves the bar, and keeps out what is no number.
 
-    Losses and gradients are looked at before the optimizer moves, so the weights at the stop are the last good ones.
+    Losses and gradients are looked at before the optimizer moves. A step where they are no numbers is left out and
+    counted; ``STREAK`` of them in a row stop the training, and its weights are then the last good ones.
+
+    Attributes:
+        skipped: steps that were left out.
     """
 
     def __init__(self) -> None:
+        self.skipped = self._streak = 0
         self._names: list[str] = []
         self._seen: list[tuple[list[str], Tensor]] = []  # names and losses since the optimizer moved
         self._rates: dict[str, float] = {}
@@ -29,6 +40,8 @@ class Watch(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         progress.expect("training", trainer.num_training_batches, unit="step")
+        if done := trainer.fit_loop.total_batch_idx + 1:
+            progress.advance("training", done)
         self._started = time.perf_counter()
 
     def on_train_batch_start(
@@ -57,10 +70,17 @@ class Watch(pl.Callback):
             names = [name for some, _ in self._seen for name in some]
             wrong = [name for name, loss in zip(names, losses.tolist(), strict=True) if not math.isfinite(loss)]
             what = f"loss became {float(losses.mean())}" if wrong else f"gradient became {float(norm)}"
-            raise TrainingDiverged(
-                f"the {what} at step {trainer.global_step} on {', '.join(wrong or names)}; "
-                "lower the learning rate, or look at these samples"
-            )
+            what = f"the {what} at step {trainer.global_step} on {', '.join(wrong or names)}"
+            self.skipped, self._streak = self.skipped + 1, self._streak + 1
+            if self._streak == STREAK:
+                raise TrainingDiverged(
+                    f"{what}, and so it was {STREAK} steps in a row; lower the learning rate, or look at these samples"
+                )
+            log.warning("%s; this step is left out", what)
+            if not scaled:
+                optimizer.zero_grad()  # to None, which optimizers pass over; a scaler leaves the step out by itself
+        else:
+            self._streak = 0
         pl_module.log("train/grad_norm", norm)
 
     def on_train_batch_end(
@@ -72,6 +92,12 @@ class Watch(pl.Callback):
         progress.advance("training", 1)
         if batch_idx % 10 == 0:
             progress.note("training", f"loss {float(self._seen[-1][1].mean()):.4f}")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"skipped": self.skipped, "streak": self._streak}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.skipped, self._streak = state_dict["skipped"], state_dict["streak"]
 
 
 class Average(pl.Callback):

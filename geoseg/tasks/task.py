@@ -170,5 +170,23 @@ class Task(pl.LightningModule):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        keep = set(self.trainable())
+        keep = self._kept()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Looks whether the checkpoint is one of this training.
+
+        Raises:
+            ValueError: it holds other weights than are trained.
+        """
+        wrong = sorted(set(checkpoint["state_dict"]) ^ self._kept())
+        if wrong:
+            raise ValueError(
+                f"the checkpoint and this training differ in {len(wrong)} tensors, such as {wrong[0]}; other code or "
+                "other libraries made it: force=true starts anew"
+            )
+
+    def _kept(self) -> set[str]:
+        """What a checkpoint holds: trained weights, and what layers count, such as the means of a BatchNorm."""
+        frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
+        return set(self.state_dict()) - frozen

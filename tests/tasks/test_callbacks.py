@@ -20,7 +20,7 @@ from geoseg.data.module import DataModule, Split
 from geoseg.data.sampling import Visits
 from geoseg.data.synthetic import SyntheticEarth
 from geoseg.optim import constant
-from geoseg.tasks.callbacks import Average
+from geoseg.tasks.callbacks import Average, Watch
 from geoseg.tasks.task import Fit, Task, TrainingDiverged
 from tests.training import fit, metrics
 
@@ -109,14 +109,34 @@ def test_speed_and_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize(("accumulate", "batch"), [(1, 6), (1, 7), (2, 6), (2, 7)])
-def test_a_loss_that_is_no_number_stops_before_the_weights_move(bad: float, accumulate: int, batch: int) -> None:
+def test_a_step_without_a_number_is_left_out_and_counted(
+    bad: float, accumulate: int, batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
     index, visit = list(Visits(4, 2, 6, seed=0))[batch][1]
     task, source = Slope({(index, visit): bad}, fit={"accumulate": accumulate}), data()
-    with pytest.raises(TrainingDiverged) as error:
-        fit(task, source)
+    watch = Watch()
+    fit(task, source, watch=watch)
     step = batch // accumulate  # even where the other batch of that step was fine
-    assert f"at step {step} on {source.names['train'][index]}; lower the learning rate" in str(error.value)
-    assert task.weight.item() == pytest.approx(-0.1 * step)
+    assert f"at step {step} on {source.names['train'][index]}; this step is left out" in caplog.text
+    assert watch.skipped == 1
+    assert task.weight.item() == pytest.approx(-0.1 * (12 // accumulate - 1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_many_in_a_row_stop_the_training_and_the_weights_are_the_last_good_ones(bad: float) -> None:
+    wrong = {sample: bad for batch in list(Visits(4, 2, 6, seed=0))[3:] for sample in batch[1:]}
+    task = Slope(wrong)
+    with pytest.raises(TrainingDiverged, match=r"at step 7 on train_000\d, and so it was 5 steps in a row; lower the"):
+        fit(task, data())
+    assert task.weight.item() == pytest.approx(-0.3)
+
+
+def test_a_good_step_between_bad_ones_begins_the_count_anew() -> None:
+    batches = list(Visits(4, 2, 6, seed=0))
+    task, watch = Slope({sample: math.nan for i in (1, 2, 3, 4, 6, 7, 8, 9) for sample in batches[i]}), Watch()
+    fit(task, data(), watch=watch)
+    assert watch.skipped == 8
+    assert task.weight.item() == pytest.approx(-0.4)
 
 
 class Kink(Slope):
@@ -129,7 +149,9 @@ class Kink(Slope):
 
 def test_a_gradient_that_is_no_number_stops_too() -> None:
     task = Kink()
-    with pytest.raises(TrainingDiverged, match=r"the gradient became nan at step [45] on train_000\d, train_000\d; "):
+    with pytest.raises(
+        TrainingDiverged, match=r"the gradient became nan at step [89] on train_000\d, train_000\d, and so"
+    ):
         fit(task, data())
     assert task.weight.item() in (pytest.approx(-0.4), pytest.approx(-0.5))
 

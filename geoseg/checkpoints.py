@@ -1,0 +1,215 @@
+"""Checkpoints of a training, so that one that was interrupted goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+
+from geoseg.config import check_type
+from geoseg.loggers import JsonLines
+
+log = logging.getLogger("geoseg")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+"""What asks a training to stop: a scheduler, Ctrl-C, and SLURM's warning ahead of its time limit."""
+
+STEP = re.compile(r"step_(\d+)-([0-9a-f]{16})\.ckpt")
+
+
+def check_save(settings: Mapping[str, Any]) -> None:
+    """Looks at the settings of ``Checkpoints`` before any work.
+
+    Raises:
+        ValueError: an impossible value, or another key than ``minutes`` and ``keep``.
+    """
+    if not isinstance(settings, Mapping) or set(settings) != {"minutes", "keep"}:
+        given = "null" if settings is None else settings
+        raise ValueError(f"save={given}: minutes and keep are wanted; save.minutes=1e9 saves only when asked to stop")
+    check_type("save.minutes", settings["minutes"], float)
+    check_type("save.keep", settings["keep"], int)
+    if settings["minutes"] < 0:
+        raise ValueError(f"save.minutes={settings['minutes']}: 0 or more is wanted; 0 saves after every step")
+    if settings["keep"] < 1:
+        raise ValueError(f"save.keep={settings['keep']}: at least one checkpoint has to be kept")
+
+
+class Interrupted(Exception):
+    """A training was asked to stop, and did so after saving itself.
+
+    Attributes:
+        signum: the signal that asked.
+    """
+
+    def __init__(self, signum: int, what: str) -> None:
+        super().__init__(f"{what} ({signal.Signals(signum).name})")
+        self.signum = signum
+
+
+class Saved(NamedTuple):
+    """A checkpoint on disk.
+
+    Attributes:
+        path: its file, ``step_<step>-<start of the content's SHA-256>.ckpt``.
+        step: optimizer steps taken.
+    """
+
+    path: Path
+    step: int
+
+
+class Checkpoints(pl.Callback):
+    """Saves a training every few minutes and when it is asked to stop; has to be the last of the callbacks.
+
+    A checkpoint is taken after an optimizer step, never within accumulated gradients, and where a validation is due
+    after that: what goes on from it does exactly what this training would have done.
+
+    Args:
+        folder: where checkpoints are written.
+        lines: the training's log, which goes on from a checkpoint as well.
+        minutes: time between two of them; an interruption without warning costs at most as much.
+        keep: how many of the latest stay; beside them the one with the lowest ``val/loss`` so far, of the validations
+            that do not fall within accumulated gradients.
+    """
+
+    def __init__(self, folder: Path, lines: JsonLines, minutes: float = 10.0, keep: int = 2) -> None:
+        self.folder, self.lines, self.minutes, self.keep = folder, lines, minutes, keep
+        self.asked: int | None = None  # the signal that asked to stop
+        self.best: dict[str, Any] = {}
+        self._before = 0.0  # seconds of trainings that this one goes on from
+        self._started = self._latest = time.monotonic()
+        self._step = -1
+        self._postponed = False
+        self._line: tuple[int, dict[str, float]] | None = None  # of the step being saved, where not logged yet
+        self._handlers: dict[int, Any] = {}
+
+    @property
+    def seconds(self) -> float:
+        """How long the training has taken, that before an interruption included."""
+        return self._before + time.monotonic() - self._started
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._started = self._latest = time.monotonic()
+        self._step = trainer.global_step
+        if threading.current_thread() is threading.main_thread():  # signals go nowhere else
+            self._handlers = {signum: signal.signal(signum, self._ask) for signum in SIGNALS}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._release()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._release()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._step == trainer.global_step and self._latest > self._started:  # it has been saved
+            self.stop_if_asked(self._step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
+            return  # gradients are being added up, or all is done
+        due = self.asked is not None or time.monotonic() - self._latest >= 60 * self.minutes
+        validated = bool(trainer.num_val_batches) and done % int(trainer.val_check_batch or done) == 0
+        self._postponed = due and validated  # what is saved before a validation would lose it
+        if due and not validated:
+            numbers = trainer.callback_metrics.items()  # of this step; Lightning logs them after the callbacks
+            self._save(trainer, {name: float(x) for name, x in numbers if name.startswith(("train/", "lr/"))})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        done = trainer.fit_loop.total_batch_idx + 1
+        if trainer.state.fn != "fit" or done == trainer.num_training_batches or done % trainer.accumulate_grad_batches:
+            return
+        loss = trainer.callback_metrics.get("val/loss")
+        better = loss is not None and float(loss) < self.best.get("val/loss", float("inf"))
+        if better:
+            assert loss is not None
+            self.best = {"step": trainer.global_step, "val/loss": float(loss)}
+        if self._postponed or better:
+            self._save(trainer, {})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "best": self.best, "lines": self.lines.count, "line": self._line}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before, self.best = state_dict["seconds"], state_dict["best"]
+        self.lines.rewind(state_dict["lines"])
+        if state_dict["line"]:
+            step, numbers = state_dict["line"]
+            self.lines.log_metrics(numbers, step)
+
+    def stop_if_asked(self, step: int) -> None:
+        """Ends the training here where a signal asked for it.
+
+        Raises:
+            Interrupted: it did.
+        """
+        if self.asked is not None:
+            raise Interrupted(self.asked, f"stopped after step {step} as asked; the same command goes on from there")
+
+    def latest(self) -> Saved | None:
+        """The newest checkpoint that is whole, or None; those that are not are told and left behind."""
+        for path, step in sorted(self._all(), key=lambda saved: -saved.step):
+            if STEP.fullmatch(path.name)[2] == _digest(path):  # type: ignore[index]
+                return Saved(path, step)
+            log.warning("%s is damaged and not used; the training goes on from the checkpoint before it", path)
+        return None
+
+    def clear(self, best: bool = False) -> None:
+        """Removes all checkpoints; ``best`` spares the one with the lowest validation loss."""
+        for path, step in self._all():
+            if not (best and step == self.best.get("step")):
+                path.unlink()
+
+    def _save(self, trainer: pl.Trainer, unlogged: dict[str, float]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        step = self._step = trainer.global_step
+        self._line = (step - 1, unlogged) if unlogged else None
+        part = self.folder / f".step_{step:08d}.part"
+        try:
+            trainer.save_checkpoint(part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            part.replace(self.folder / f"step_{step:08d}-{_digest(part)}.ckpt")
+        finally:
+            part.unlink(missing_ok=True)
+        self._postponed, self._latest = False, time.monotonic()
+        steps = sorted({saved.step for saved in self._all()})[-self.keep :]
+        for path, old in self._all():
+            if old not in steps and old != self.best.get("step"):
+                path.unlink()
+
+    def _all(self) -> list[Saved]:
+        found = self.folder.glob("step_*.ckpt") if self.folder.is_dir() else []
+        names = ((path, STEP.fullmatch(path.name)) for path in found)
+        return [Saved(path, int(match[1])) for path, match in names if match]
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked is not None and signum == signal.SIGINT:
+            self._release()
+            raise KeyboardInterrupt  # whoever asks twice does not want to wait
+        self.asked = signum
+        log.warning("%s: stops after this step, once it is saved", signal.Signals(signum).name)
+
+    def _release(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
