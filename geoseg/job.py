@@ -166,7 +166,7 @@ class Job:
             task = build(method["task"], f"{self.where}.task", model=model, adapter=adapter, **available)
             if task is not None:
                 try:
-                    task.check(self._batches(task))
+                    task.check(len(data.visits(task)))
                 except ValueError as error:
                     raise ValueError(f"{self.where}.task.schedule: {error}") from None
             yield Assembled(task, bare, predictor)
@@ -285,8 +285,8 @@ class Job:
         start = checkpoints.latest()
         if start is not None:
             log.info("%s: goes on from step %d of fit %s", self.method["title"], start.step, self.fit_id)
-        plan, steps = task.fit, self._batches(task)
-        per_epoch = steps // plan.epochs
+        plan, visits = task.fit, self.data.visits(task)
+        steps, per_epoch = len(visits), visits.per_round * plan.repeats
         every = min(steps, plan.validate_every * per_epoch) if plan.validate_every else steps
         watch = Watch()
         callbacks: list[pl.Callback] = [watch]
@@ -332,10 +332,6 @@ class Job:
         checkpoints.clear(best=True)
         checkpoints.stop_if_asked(trainer.global_step)
         return fitted
-
-    def _batches(self, task: Task) -> int:
-        """Batches of the whole training."""
-        return len(self.data.visits(task))
 
     def _samples(self, predictor: Any, per_epoch: int, wandb: list[WandbLogger]) -> pl.Callback:
         split = self.data.val if len(self.data.val) else self.data.train  # never the test set

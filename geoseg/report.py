@@ -319,7 +319,7 @@ def write_cards(folders: Mapping[str, Path], assets: Path) -> list[Path]:
         if record is None or record["status"] != "done":
             raise ValueError(f"{folder} holds no finished run; train {part} first")
         fit = record["config"]["method"]["task"]["fit"]
-        steps = fit["epochs"] * fit["repeats"] * -(-record["num_train"] // fit["batch_size"])
+        steps = fit.get("steps") or fit["epochs"] * fit["repeats"] * -(-record["num_train"] // fit["batch_size"])
         card = {
             "part": part,
             **{

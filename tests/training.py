@@ -58,7 +58,7 @@ def fit(
 ) -> Task:
     """Trains as a run does; numbers go to ``folder/metrics.jsonl``."""
     data.prepare()
-    steps = -(-len(data.train) // task.fit.batch_size) * task.fit.epochs * task.fit.repeats
+    steps = len(data.visits(task))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,

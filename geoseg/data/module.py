@@ -196,14 +196,17 @@ class DataModule(pl.LightningDataModule):
 
     def visits(self, task: Any, first: int = 0) -> Visits:
         """Which samples each batch of a training holds, from batch ``first`` on; its length is that of the training."""
+        fit = task.fit
+        batches = None if fit.steps is None else fit.steps * fit.accumulate
         return Visits(
             len(self.train),
-            task.fit.batch_size,
-            task.fit.epochs * task.fit.repeats,
+            fit.batch_size,
+            fit.epochs * fit.repeats if batches is None else batches,  # a round has one batch at least
             self.seed,
             first,
             repeats=self.train.repeats,
             buckets=task.buckets(self.train),
+            batches=batches,
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:

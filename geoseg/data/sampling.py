@@ -29,6 +29,7 @@ class Visits(Sampler[list[tuple[int, int]]]):
         first: number of batches to leave out at the start; they count in the length, which is that of the run.
         repeats: how often each sample comes in a round; its visits are numbered through all rounds.
         buckets: a batch holds samples of one bucket only; None puts all into one.
+        batches: length of the run, which may end within a round; None takes all rounds.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Visits(Sampler[list[tuple[int, int]]]):
         first: int = 0,
         repeats: Sequence[int] | None = None,
         buckets: Sequence[Hashable] | None = None,
+        batches: int | None = None,
     ) -> None:
         if min(samples, batch_size, visits) < 1:
             raise ValueError(
@@ -54,14 +56,15 @@ class Visits(Sampler[list[tuple[int, int]]]):
         ]  # what a round holds, before its order
         sizes = Counter(self.buckets[i] for i in self._round)
         self.per_round = sum(-(-size // batch_size) for size in sizes.values())
+        self.batches = visits * self.per_round if batches is None else min(batches, visits * self.per_round)
 
     def __len__(self) -> int:
-        return self.visits * self.per_round
+        return self.batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for visit in range(self.first // self.per_round, self.visits):
-            skip = max(0, self.first - visit * self.per_round)
-            yield from self._batches(visit)[skip:]
+            before = visit * self.per_round
+            yield from self._batches(visit)[max(0, self.first - before) : max(0, self.batches - before)]
 
     def _batches(self, visit: int) -> list[list[tuple[int, int]]]:
         """The batches of a round; those that nothing is left to fill come last."""

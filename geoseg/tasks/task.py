@@ -23,6 +23,8 @@ class Fit:
 
     Attributes:
         epochs: times that every training sample is visited, times ``repeats``.
+        steps: times that the optimizer moves, whatever ``epochs`` says, so that trainings on few and on many samples
+            are equally long; None leaves it to ``epochs``.
         batch_size: samples per step.
         repeats: visits per sample and epoch (kohya's folder number).
         accumulate: steps whose gradients are added before the optimizer moves.
@@ -32,6 +34,7 @@ class Fit:
     """
 
     epochs: int = 50
+    steps: int | None = None
     batch_size: int = 1
     repeats: int = 1
     accumulate: int = 1
@@ -43,6 +46,8 @@ class Fit:
         for name in ("epochs", "batch_size", "repeats", "accumulate", "validation_visits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be 1 or more, or null where epochs decides; got {self.steps}")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be above 0, or null for no clipping; got {self.clip}")
 

@@ -32,7 +32,7 @@ def test_starting_later_gives_exactly_the_tail() -> None:
     for first in range(len(whole) + 1):
         rest = Visits(7, 3, 4, seed=5, first=first)
         assert list(rest) == whole[first:]
-        assert len(rest) == len(whole) - first
+        assert len(rest) == len(whole)  # of the run, not of what is left
 
 
 def test_the_order_depends_on_seed_and_round_and_nothing_else() -> None:
@@ -168,3 +168,13 @@ def test_a_batch_holds_one_bucket() -> None:
         assert list(tail) == batches[first:]
     other = list(Visits(5, 2, 3, seed=2, repeats=repeats, buckets=buckets))
     assert other != batches
+
+
+@pytest.mark.parametrize("batches", [1, 3, 4, 11, 12])
+def test_a_run_may_end_within_a_round(batches: int) -> None:
+    whole = list(Visits(7, 3, 4, seed=5))
+    short = Visits(7, 3, 4, seed=5, batches=batches)
+    assert list(short) == whole[:batches]
+    assert len(short) == batches
+    for first in range(batches):
+        assert list(Visits(7, 3, 4, seed=5, first=first, batches=batches)) == whole[first:batches]

@@ -205,3 +205,16 @@ def test_the_global_generator_follows_seed_and_step() -> None:
         runs.append(steps.drawn)
     assert runs[0] == runs[1]
     assert len(set(runs[0])) == 12
+
+
+@pytest.mark.parametrize(("steps", "accumulate"), [(1, 1), (5, 1), (5, 2)])
+def test_a_number_of_steps_goes_before_epochs(steps: int, accumulate: int) -> None:
+    task = Slope(fit={"epochs": 1, "steps": steps, "accumulate": accumulate})
+    fit(task, data())
+    assert len(task.seen) == 2 * steps * accumulate
+    assert task.weight.item() == pytest.approx(-0.1 * steps)
+
+
+def test_no_steps_at_all_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps must be 1 or more, or null where epochs decides; got 0"):
+        Fit(steps=0)
