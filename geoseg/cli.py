@@ -130,6 +130,33 @@ def _report(words: list[str]) -> int:
         "difference of their scores with a 95 %% interval over profiles, between '<!-- comparisons -->' and "
         "'<!-- end of comparisons -->' in README.md or printed; may be given several times",
     )
+    parser.add_argument("--tex", action="store_true", help="the summary as LaTeX too, FOLDER/table.tex (booktabs)")
+    parser.add_argument(
+        "--csv",
+        action="store_true",
+        help="the summary as CSV too, FOLDER/table.csv: mean, deviation, 95 %% interval and n of every score",
+    )
+    parser.add_argument(
+        "--figures",
+        action="store_true",
+        help="losses and learning rates of all trainings, and cost against score, as PNG and PDF in FOLDER",
+    )
+    parser.add_argument(
+        "--over",
+        metavar="KEY",
+        help="num_train or a setting, such as data.num_train: draws the scores over it, and says whether the loss of a "
+        "training tells how good its answers are, between '<!-- correlation -->' and '<!-- end of correlation -->' in "
+        "README.md or printed",
+    )
+    parser.add_argument("--by", metavar="KEY", help="with --over: a line per value of a second setting")
+    parser.add_argument(
+        "--html",
+        action="store_true",
+        help="everything, figures as well, as one page that needs neither server nor network, FOLDER/report.html",
+    )
+    parser.add_argument(
+        "--sheets", type=int, default=24, metavar="N", help="image sheets of at most N runs on the page (24)"
+    )
     try:
         options = parser.parse_args(words)
     except argparse.ArgumentError as error:
@@ -141,15 +168,18 @@ def _report(words: list[str]) -> int:
         cure = wanted.get(error.argument_name or "")
         print(f"geoseg report: {f'{error.argument_name} takes {cure}' if cure else error}", file=sys.stderr)
         return 2
+    if options.by and not options.over:
+        parser.error("--by needs --over")
     from pathlib import Path
 
-    from geoseg.report import collect, put_between, write_results
+    from geoseg.report import find, put_between, write_results
     from geoseg.summary import comparisons, settings, summary
 
-    records = collect(Path(folder) for folder in options.runs)
-    if not records:
+    runs = find(Path(folder) for folder in options.runs)
+    if not runs:
         print(f"geoseg report: no record.json below {', '.join(options.runs)}", file=sys.stderr)
         return 2
+    records = [run.record for run in runs]
     folder = Path(options.to)
     print(f"{len(records)} records -> {write_results(records, folder / 'results.csv', settings(records))}")
     readme = folder / "README.md"
@@ -162,10 +192,67 @@ def _report(words: list[str]) -> int:
         if options.map:
             for path in _draw_maps(records, [Path(runs) for runs in options.runs], tuple(options.map), folder):
                 print(f"figure -> {path}")
+        _report_more(options, runs, folder, readme)
     except ValueError as error:
         print(f"geoseg report: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _report_more(options: argparse.Namespace, runs: Any, folder: Any, readme: Any) -> None:
+    """What is written on demand: the summary for papers and programs, figures, correlation, page."""
+    from geoseg import latex
+    from geoseg.record import write_atomically
+    from geoseg.report import put_between
+    from geoseg.summary import NOTE, comparison_cells, markdown, summary_cells, write_spread
+
+    records = [run.record for run in runs]
+    if options.tex:
+        write_atomically(folder / "table.tex", latex.table(*summary_cells(records), texts=4))
+        print(f"table -> {folder / 'table.tex'}")
+    if options.csv:
+        print(f"table -> {write_spread(records, folder / 'table.csv')}")
+    if not (options.figures or options.over or options.html):
+        return
+    from geoseg.ablation import CORRELATION_NOTE, ablations, correlations
+    from geoseg.charts import costs, draw_ablation, draw_costs, draw_losses
+    from geoseg.losses import final_losses, read_curves
+    from geoseg.page import Drawing, Table, write_page
+
+    trainings = {run.record["fit_id"]: run for run in reversed(runs) if "fit_id" in run.record}
+    curves = {fit: read_curves(run.fit / "metrics.jsonl") for fit, run in reversed(trainings.items())}
+    losses = {fit: final_losses(logged) for fit, logged in curves.items() if logged}
+    drawings, tables = [], []
+    if options.over:
+        made = ablations(records, losses, options.over, options.by)
+        for i, ablation in enumerate(made):
+            name = f"over_{options.over.rpartition('.')[2]}" + (f"_{i + 1}" if len(made) > 1 else "")
+            title = f"{ablation.data} over {options.over}"
+            drawings.append((title, draw_ablation(ablation, folder / name)))
+        head, rows = correlations(records, losses)
+        tables.append(Table("Loss and score", head, rows, CORRELATION_NOTE))
+        text = "\n".join([*markdown(head, rows), "", CORRELATION_NOTE]) + "\n"
+        if readme.is_file() and "<!-- correlation -->" in readme.read_text(encoding="utf-8"):
+            print(f"correlation -> {put_between(readme, 'correlation', text)}")
+        else:
+            print(text)
+    if options.figures or options.html:
+        if found := costs(records):
+            drawings.append(("Cost and score", draw_costs(found, folder / "cost")))
+        by_method: dict[str, list[Any]] = {}
+        for fit in losses:
+            by_method.setdefault(trainings[fit].record["method"], []).append(curves[fit])
+        if by_method:
+            drawings.append(("Losses and learning rates", draw_losses(by_method, folder / "losses")))
+    for _, files in drawings:
+        print(f"figure -> {', '.join(map(str, files))}")
+    if options.html:
+        summaries = [Table("Means over runs", *summary_cells(records), NOTE)]
+        if options.compare:
+            summaries.append(Table("Comparisons", *comparison_cells(records, options.compare)))
+        pictures = [Drawing(title, files[0]) for title, files in drawings]
+        page = write_page(folder / "report.html", runs, losses, [*summaries, *tables], pictures, options.sheets)
+        print(f"page -> {page}")
 
 
 def _draw_maps(records: Any, runs: Any, keys: Any, folder: Any) -> Any:

@@ -63,7 +63,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     path = folder / "record.json"
     if not path.is_file():
         return None
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    record: dict[str, Any] = json.loads(path.read_bytes())  # UTF-8, taken apart faster than as text
     if record.get("schema", 0) > SCHEMA:
         raise ValueError(f"{path} has schema {record['schema']}, this geoseg reads up to {SCHEMA}; update geoseg")
     return record

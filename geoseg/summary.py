@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
+import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from geoseg.metrics.statistics import interval
+from geoseg.metrics.statistics import interval, student_interval
+from geoseg.record import write_atomically
 from geoseg.report import CLASS, flattened, given
 
 REFERENCE = "input as is"
@@ -23,37 +27,84 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
     over independent units (a unit's score is its mean over the runs that tested it), with a 95 % bootstrap interval
     over units. Runs that failed are named below the table.
     """
-    groups = _groups(records)
+    lines = [*markdown(*summary_cells(records)), "", NOTE]
+    failed = [record for record in records if record["status"] == "failed"]
+    if failed:
+        lines += ["", f"{len(failed)} of {len(records)} runs failed:", ""]
+        lines += [f"- {r['method']} `{r['run_id']}`: {first_line(r.get('error', ''))}" for r in failed]
+    return "\n".join(lines) + "\n"
+
+
+NOTE = (
+    "Scores are those of all pixels of a data set together, as mean ± spread over runs. Differences are taken "
+    "profile by profile, over the classes of each, and then averaged, so that they need not be the differences of "
+    "two rows; their intervals are over profiles, not over seeds."
+)
+"""What the numbers of a summary are, for whoever reads it."""
+
+
+def summary_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the summary, every cell as text; see ``summary``."""
+    groups = grouped(records)
     controls = {row.data: members for row, members in groups.items() if row.method == REFERENCE}
     titles = [title.replace("\n", " ") for title in CLASS.values()]
     head = ["data", "method", "trained on", "checkpoints", "runs", "Dice loss label–generated ↓"]
     head += [f"{title} ↑" for title in titles] + [f"matched {title} ↑" for title in titles]
     head += ["Dice loss − input as is ↓", "matched IoU − input as is ↑"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row, members in sorted(groups.items(), key=_order):
+    lines = []
+    for row, members in groups.items():
         columns = ["dice_loss/label_generated", *CLASS, *(f"matched/{score}" for score in CLASS)]
         cells = [row.data, row.name, row.given, row.checkpoints, str(len(members))]
         cells += [_mean_deviation([member.scores.get(f"test/{column}") for member in members]) for column in columns]
         for score in ("dice_loss/label_generated", "matched/iou/mean"):
             compared = row.method != REFERENCE
             cells.append(_difference(members, controls.get(row.data, []), score) if compared else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Scores are those of all pixels of a data set together, as mean ± spread over runs. Differences are taken "
-        "profile by profile, over the classes of each, and then averaged, so that they need not be the differences of "
-        "two rows; their intervals are over profiles, not over seeds.",
-    ]
-    failed = [record for record in records if record["status"] == "failed"]
-    if failed:
-        lines += ["", f"{len(failed)} of {len(records)} runs failed:", ""]
-        lines += [f"- {r['method']} `{r['run_id']}`: {str(r.get('error', '')).splitlines()[0]}" for r in failed]
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return head, lines
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def first_line(text: object) -> str:
+    """The first line of a message, "" of an empty one."""
+    return next(iter(str(text).splitlines()), "")
+
+
+SPREAD = ("data", "method", "stage", "trained_on", "checkpoints", "score", "mean", "std", "low", "high", "n")
+"""Columns of ``write_spread``."""
+
+
+def write_spread(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Writes the summary's rows with every score as CSV, for other programs: one line per row and score.
+
+    ``mean`` and ``std`` (sample standard deviation, empty for one run) are over the ``n`` runs of the row that have the
+    score; ``low`` and ``high`` are Student's 95 % interval of the mean over these runs, empty below three of them. Runs
+    of one row differ in seed and training samples, so that the interval says how far other seeds would move the mean;
+    it says nothing about other profiles, for which ``comparisons`` is there.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(SPREAD)
+    for row, members in grouped(records).items():
+        for score in dict.fromkeys(score for member in members for score in member.scores):
+            values = [value for member in members if (value := member.scores.get(score)) is not None]
+            if not score.startswith("test/") or not values:
+                continue
+            ends = student_interval(values) or ()
+            numbers = [fmean(values), stdev(values) if len(values) > 1 else None, *(ends or (None, None))]
+            told = ["" if number is None else f"{number:.6g}" for number in numbers]
+            named = [row.data, row.method, row.stage, row.given, row.checkpoints, score.removeprefix("test/")]
+            writer.writerow([*named, *told, len(values)])
+    write_atomically(path, text.getvalue())
+    return path
 
 
 def settings(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """How every record's method was set where others of its name were set differently, such as "strength=0.4"."""
-    named = _told_apart(records, "method", lambda record: (record["method"],))
+    named = told_apart(records, "method", lambda record: (record["method"],))
     return [name.removeprefix(record["method"]).strip(" ()") for name, record in zip(named, records, strict=True)]
 
 
@@ -80,21 +131,28 @@ def comparisons(records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[str,
     Raises:
         ValueError: there is no such row; with the nearest name.
     """
-    groups = _groups(records)
-    lines = ["| data | difference | " + " | ".join(COMPARED.values()) + " |", "|---|---|" + "---|" * len(COMPARED)]
+    return "\n".join(markdown(*comparison_cells(records, pairs))) + "\n"
+
+
+def comparison_cells(
+    records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[str, str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of ``comparisons``, every cell as text."""
+    groups = grouped(records)
+    lines: list[list[str]] = []
     for pair in pairs:
         before = len(lines)
-        for data in dict.fromkeys(row.data for row in sorted(groups)) or [""]:  # no row: the first name says so
+        for data in dict.fromkeys(row.data for row in groups) or [""]:  # no row: the first name says so
             first, second = (_called(groups, name, data) for name in pair)
             if first and second:
                 cells = [_difference(first, second, score) for score in COMPARED]
-                lines.append(f"| {data} | {pair[0]} − {pair[1]} | " + " | ".join(cells) + " |")
+                lines.append([data, f"{pair[0]} − {pair[1]}", *cells])
         if len(lines) == before:
             raise ValueError(f"{pair[0]!r} and {pair[1]!r} have no data set in common, so nothing compares them")
-    return "\n".join(lines) + "\n"
+    return ["data", "difference", *COMPARED.values()], lines
 
 
-def _called(groups: Mapping[_Row, list[_Member]], name: str, data: str) -> list[_Member]:
+def _called(groups: Mapping[Row, list[Member]], name: str, data: str) -> list[Member]:
     """The runs of a row by its name, or by its method and stage where no other row of the data set has these."""
     alike = {row: members for row, members in groups.items() if name in (row.name, row.bare(members))}
     if not alike:
@@ -111,7 +169,7 @@ def _called(groups: Mapping[_Row, list[_Member]], name: str, data: str) -> list[
     return here[exact[0]] if exact else []
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """What tells one row of the summary from another."""
 
     data: str
@@ -124,37 +182,35 @@ class _Row(NamedTuple):
     def name(self) -> str:
         return f"{self.method}: {self.stage}" if self.stage else self.method
 
-    def bare(self, members: Sequence[_Member]) -> str:
+    def bare(self, members: Sequence[Member]) -> str:
         """The name without how the method was set."""
         method = str(members[0].record["method"])
         return f"{method}: {self.stage}" if self.stage else method
 
 
-class _Member(NamedTuple):
-    """One run's share in a row: its record, the scores of its stage, and every unit's scores."""
+class Member(NamedTuple):
+    """One run's share in a row: its record, and its stage's scores of all units together and of every unit."""
 
     record: Mapping[str, Any]
     scores: Mapping[str, float | None]
-    units: Mapping[str, Mapping[str, float | None]]
+    per_unit: Mapping[str, Sequence[float | None]]
 
 
-def _groups(records: Sequence[Mapping[str, Any]]) -> dict[_Row, list[_Member]]:
+def grouped(records: Sequence[Mapping[str, Any]]) -> dict[Row, list[Member]]:
+    """Rows of the summary in its order, each with the runs that it is a mean of; only runs that were tested."""
     done = [record for record in records if record["status"] == "done" and "units" in record]  # trained and tested
-    data_sets = _told_apart(done, "data", lambda record: (record["data"]["name"],))
-    methods = _told_apart(
+    data_sets = told_apart(done, "data", lambda record: (record["data"]["name"],))
+    methods = told_apart(
         done, "method", lambda record: (record["method"], given(record), record["checkpoints"]["kind"])
     )
-    groups: dict[_Row, list[_Member]] = {}
+    groups: dict[Row, list[Member]] = {}
     for record, data, method in zip(done, data_sets, methods, strict=True):
         pairs = record["stages"] or {"": record["scores"]}
         units = record["stages_per_unit"] if record["stages"] else {"": record["per_unit"]}
         for stage, scores in pairs.items():
-            row = _Row(data, method, stage, given(record).replace("\n", " "), record["checkpoints"]["kind"])
-            own = [dict(zip(units[stage], values, strict=True)) for values in zip(*units[stage].values(), strict=True)]
-            groups.setdefault(row, []).append(
-                _Member(record, scores, dict(zip(record["units"]["names"], own, strict=True)))
-            )
-    return groups
+            row = Row(data, method, stage, given(record).replace("\n", " "), record["checkpoints"]["kind"])
+            groups.setdefault(row, []).append(Member(record, scores, units[stage]))
+    return dict(sorted(groups.items(), key=_order))
 
 
 _VARIED = re.compile(
@@ -167,13 +223,33 @@ _VARIED = re.compile(
 def _settings(record: Mapping[str, Any], part: str) -> dict[str, str]:
     """What decides a number besides seed and training samples, by its full name."""
     flat = flattened(record.get("config", {}).get(part), part)
-    return {name: "null" if value is None else str(value) for name, value in flat if not _VARIED.fullmatch(name)}
+    return {name: _text(value) for name, value in flat if not _VARIED.fullmatch(name)}
 
 
-def _told_apart(
-    records: Sequence[Mapping[str, Any]], part: str, called: Callable[[Mapping[str, Any]], tuple[str, ...]]
+def _text(value: Any) -> str:
+    """7 and 7.0 are one setting, whichever a user typed."""
+    if value is None:
+        return "null"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def told_apart(
+    records: Sequence[Mapping[str, Any]],
+    part: str,
+    called: Callable[[Mapping[str, Any]], tuple[str, ...]],
+    beside: Sequence[Hashable] = (),
 ) -> list[str]:
-    """Every record's data set or method, with the settings in which it differs from others that are called the same."""
+    """Every record's data set or method, with the settings in which it differs from others that are called the same.
+
+    Args:
+        records: finished or not.
+        part: of their configuration, "data" or "method".
+        called: names of a record; the first is the one that settings are added to, and only records that share all
+            names are told apart.
+        beside: a value per record that is told elsewhere, such as the place on an axis; settings that are the same
+            wherever it is the same are left out.
+    """
+    beside = beside or [None] * len(records)
     alike: dict[tuple[str, ...], list[int]] = {}
     for i, record in enumerate(records):
         alike.setdefault(called(record), []).append(i)
@@ -181,7 +257,12 @@ def _told_apart(
     names = [called(record)[0] for record in records]
     for members in alike.values():
         keys = {key for i in members for key in settings[i]}
-        differing = [key for key in sorted(keys) if len({settings[i].get(key, "null") for i in members}) > 1]
+        differing = [
+            key
+            for key in sorted(keys)
+            if len({settings[i].get(key, "null") for i in members}) > 1
+            and len({(beside[i], settings[i].get(key, "null")) for i in members}) > len({beside[i] for i in members})
+        ]
         # an object that stands where others have none is told as a whole, not setting by setting
         wholes = dict.fromkeys(next((up for up in _above(key) if up in keys), key) for key in differing)
         for i in members:
@@ -204,7 +285,7 @@ def _above(key: str) -> list[str]:
     return [key[:i] for i, letter in enumerate(key) if letter == "."]
 
 
-def _order(group: tuple[_Row, Sequence[_Member]]) -> tuple[Any, ...]:
+def _order(group: tuple[Row, Sequence[Member]]) -> tuple[Any, ...]:
     """Data sets by name; in each controls first, then methods by name and labels, their stages as they were drawn."""
     row, members = group
     record = members[0].record
@@ -213,17 +294,18 @@ def _order(group: tuple[_Row, Sequence[_Member]]) -> tuple[Any, ...]:
     return row.data, bool(labels), row.method, labels, row.checkpoints, stage
 
 
-def _unit_means(members: Sequence[_Member], score: str) -> dict[str, float]:
+def _unit_means(members: Sequence[Member], score: str) -> dict[str, float]:
     seen: dict[str, list[float]] = {}
     for member in members:
-        for unit, scores in member.units.items():
-            value = scores.get(f"test/{score}")
+        names = member.record["units"]["names"]
+        values = member.per_unit.get(f"test/{score}") or [None] * len(names)
+        for unit, value in zip(names, values, strict=True):
             if value is not None:
                 seen.setdefault(unit, []).append(value)
     return {unit: fmean(values) for unit, values in seen.items()}
 
 
-def _difference(members: Sequence[_Member], others: Sequence[_Member], score: str) -> str:
+def _difference(members: Sequence[Member], others: Sequence[Member], score: str) -> str:
     mine, reference = _unit_means(members, score), _unit_means(others, score)
     shared = sorted(mine.keys() & reference.keys())
     if not shared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -315,3 +316,41 @@ def test_report_compares_two_rows_and_says_what_it_lacks(
     assert run_cli(*compare, "U-net", "input as is") == 2
     said = capsys.readouterr().err
     assert "no row of the table is called 'U-net'; did you mean 'U-Net'? there is 'U-Net', 'input as is'" in said
+
+
+def test_report_draws_and_tells_everything(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    small = ("data.source.size=32", "data.source.train=4", "data.source.val=2", "data.source.test=2", "logger=files")
+    unet = ("method=unet", "method.model.depth=3", "method.task.crop=32", "method.task.fit.epochs=2", "data.num_val=2")
+    assert run_cli("run", "-m", *small, *unet, "trainer=cpu", "progress=false", "data.num_train=1,2", "seed=0,1") == 0
+    capsys.readouterr()
+    words = ("report", "runs", "--to", "out", "--tex", "--csv", "--html", "--over", "data.num_train")
+    assert run_cli(*words) == 0
+    said = capsys.readouterr().out
+    assert "| synthetic" in said and "n = 4: no interval" in said
+    out = tmp_path / "out"
+    drawn = {f"{name}.{suffix}" for name in ("over_num_train", "cost", "losses") for suffix in ("png", "pdf")}
+    assert {path.name for path in out.iterdir()} == drawn | {"results.csv", "table.csv", "table.tex", "report.html"}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64") == 3
+    assert not re.search(r"""(src|href)=["']?(https?:)?//|@import""", page)
+    for path in record_paths(tmp_path):
+        kept = json.loads(path.read_text())
+        log = tmp_path / "runs" / "fits" / kept["fit_id"] / "metrics.jsonl"
+        logged = [json.loads(line) for line in log.read_text().splitlines()]
+        last = [line["train/loss"] for line in logged if "train/loss" in line]
+        last = last[-max(1, round(len(last) / 10)) :]
+        assert f">{sum(last) / len(last):.4g}<" in page
+        assert f">{kept['scores']['test/matched/iou/mean']:.4g}<" in page
+    (out / "README.md").write_text(
+        "<!-- table -->\n<!-- end of table -->\n<!-- correlation -->\n<!-- end of correlation -->\n"
+    )
+    assert run_cli("report", "runs", "--to", "out", "--over", "num_train", "--by", "seed") == 0
+    assert "correlation -> out/README.md" in capsys.readouterr().out
+    assert "| synthetic" in (out / "README.md").read_text().split("<!-- correlation -->")[1]
+    assert run_cli("report", "runs", "--to", "out", "--over", "data.num_trian") == 2
+    assert "did you mean data.num_train?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_cli("report", "runs", "--to", "out", "--by", "seed")
+    assert "--by needs --over" in capsys.readouterr().err

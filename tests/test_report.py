@@ -14,6 +14,7 @@ from rich.console import Console
 from geoseg.record import write_record
 from geoseg.report import (
     collect,
+    find,
     grids,
     main_table,
     print_run,
@@ -121,6 +122,18 @@ def test_records_are_found_and_put_in_order(tmp_path: Path) -> None:
         ("label LoRA", 1),
         ("label LoRA", 7),
     ]
+
+
+def test_a_run_is_found_with_its_folder_and_training(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "asked" / "l04"
+    write_record(folder, record())
+    write_record(folder / "predictions" / "odd", record(seed=1))  # below a run nothing is looked for
+    write_record(tmp_path / "runs" / "demo" / "deeper" / "w04", record("without"))
+    found = find([tmp_path / "runs"])
+    assert [one.folder for one in found] == [folder, tmp_path / "runs" / "demo" / "deeper" / "w04"]
+    assert found[0].fit == tmp_path / "runs" / "fits" / "f1"
+    assert found[0].record["method"] == "label LoRA"
+    assert find([folder])[0].folder == folder  # the folder of a run itself
 
 
 def test_runs_over_two_settings(tmp_path: Path) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from geoseg.summary import comparisons, settings, summary
+from geoseg.summary import SPREAD, comparisons, settings, summary, write_spread
 from tests.made_records import failed, record
 
 
@@ -70,6 +74,40 @@ def test_settings_are_told_where_they_differ() -> None:
         return record(method, config={"method": {"predictor": {"strength": strength, "steps": 9}}, "data": {}})
 
     assert settings([made(0.4), made(0.5), made(0.4, "U-Net")]) == ["strength=0.4", "strength=0.5", ""]
+
+
+def test_a_number_is_one_setting_however_it_was_typed() -> None:
+    def made(guidance: float, seed: int) -> dict[str, Any]:
+        return record(seed=seed, config={"method": {"predictor": {"guidance": guidance}}, "data": {}})
+
+    assert [row[0] for row in cells([made(7, 0), made(7.0, 1)]).values()] == ["2"]
+    assert settings([made(7.0, 0), made(7.5, 1)]) == ["guidance=7", "guidance=7.5"]
+
+
+def test_the_summary_for_other_programs(tmp_path: Path) -> None:
+    starts = [0.1, 0.3, 0.35]
+    many = [record(start=start, seed=seed, stages=("pass 1", "pass 2")) for seed, start in enumerate(starts)]
+    many += [record("U-Net", seed=0, start=0.5), record("U-Net", seed=1, start=0.7), failed()]
+    many[0]["stages"]["pass 1"]["test/dice/mean"] = None
+    with write_spread(many, tmp_path / "out" / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == SPREAD
+    found = {(row["method"], row["stage"], row["score"]): row for row in rows}
+    assert len(found) == len(rows) == 3 * 11
+    row = found["label LoRA", "pass 2", "matched/iou/mean"]
+    values = np.array(starts) + 0.107
+    ends = stats.t.interval(0.95, 2, values.mean(), stats.sem(values))
+    told = [float(row[name]) for name in ("mean", "std", "low", "high")]
+    assert told == pytest.approx([values.mean(), values.std(ddof=1), *ends], rel=1e-5)
+    assert (row["n"], row["data"], row["trained_on"], row["checkpoints"]) == (
+        "3",
+        "earth",
+        "4 label maps alone",
+        "demo",
+    )
+    row = found["label LoRA", "pass 1", "dice/mean"]  # one run has no such score
+    assert (row["n"], row["low"], float(row["mean"])) == ("2", "", pytest.approx(0.329))
+    assert [found["U-Net", "", "iou/mean"][name] for name in ("mean", "low", "high", "n")] == ["0.603", "", "", "2"]
 
 
 def test_a_setting_that_older_runs_did_not_know_is_null() -> None:

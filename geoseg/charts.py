@@ -1,0 +1,349 @@
+"""Charts over many runs, each as PNG and PDF, drawn without a display and told apart without colour vision."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatterSciNotation, NullFormatter, NullLocator
+
+from geoseg.ablation import LOSSES, SCORES, Ablation, is_number, shown
+from geoseg.losses import TRAIN, VAL, Curve, smoothed
+from geoseg.metrics.statistics import student_interval
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
+"""Okabe and Ito (2008), told apart by colour-blind readers, without the yellow that white paper swallows."""
+
+MARKERS = "osD^vPX*<>"
+DASHES = ("-", "--", ":", "-.")
+APART = 8
+"""Numbers whose largest is so many times the smallest stand on a logarithmic axis."""
+
+MOST_LINES = 24
+"""Beyond so many lines a chart over a setting shows the last stage of each alone."""
+
+MOST_VALIDATED = 12
+"""Beyond so many trainings in one panel, their validation losses are lines without points."""
+
+
+class Cost(NamedTuple):
+    """What one method costs and reaches on one data set, a number per run of each.
+
+    Attributes:
+        data: what the data set is called.
+        method: its name.
+        minutes: of training and prediction.
+        score: matched mean IoU, in [0, 1].
+    """
+
+    data: str
+    method: str
+    minutes: list[float]
+    score: list[float]
+
+
+def costs(records: Sequence[Mapping[str, Any]]) -> list[Cost]:
+    """Minutes and scores of finished, tested runs by data set and method; a shared training counts in each run."""
+    found: dict[tuple[str, str], Cost] = {}
+    for run in {record["run_id"]: record for record in records}.values():
+        score = run.get("scores", {}).get("test/matched/iou/mean")
+        if run["status"] == "done" and score is not None:
+            pair = run["data"]["name"], run["method"]
+            cost = found.setdefault(pair, Cost(*pair, [], []))
+            cost.minutes.append(run["minutes"]["fit"] + run["minutes"]["predict"])
+            cost.score.append(score)
+    return list(found.values())
+
+
+def draw_losses(trainings: Mapping[str, Sequence[Mapping[str, Curve]]], stem: Path) -> list[Path]:
+    """Losses and learning rates of all trainings, a row per method.
+
+    Args:
+        trainings: method to what each of its trainings logged, see ``geoseg.losses.read_curves``.
+        stem: path of the files without suffix.
+
+    Returns:
+        The PNG and the PDF.
+    """
+    figure = Figure(figsize=(9.5, 2.6 * len(trainings) + 0.3), layout="constrained")
+    rows = figure.subplots(len(trainings), 2, squeeze=False)
+    for (method, logged), (loss_axis, rate_axis) in zip(trainings.items(), rows, strict=True):
+        many = len(logged)
+        fine = max(0.15, min(1.0, 6 / many))
+        seen = []
+        for curves in logged:
+            if TRAIN in curves:
+                smooth = smoothed(curves[TRAIN], max(1, len(curves[TRAIN].values) // 20))
+                loss_axis.plot(*smooth, color=COLOURS[0], lw=1.1, alpha=fine)
+                seen.append(smooth.values)
+            if VAL in curves:
+                point = "o" if many <= MOST_VALIDATED else ""
+                loss_axis.plot(*curves[VAL], marker=point, ms=3.5, lw=0.8, ls="--", color=COLOURS[1], alpha=fine)
+                seen.append(curves[VAL].values)
+        values = np.concatenate(seen) if seen else np.array([1.0])
+        if values.min() > 0 and values.max() / values.min() >= 20:  # a loss that falls far shows its end on this alone
+            _logarithmic(loss_axis)
+        names = sorted({name for curves in logged for name in curves if name.startswith("lr/")})
+        for name, colour, dash in zip(names, COLOURS * len(names), DASHES * len(names), strict=False):
+            for curves in logged:
+                if name in curves:
+                    rate_axis.plot(*curves[name], color=colour, ls=dash, lw=1.3, alpha=fine)
+        rates = [rate for curves in logged for name in names if name in curves for rate in curves[name].values]
+        if rates and max(rates) > 0:
+            rate_axis.set_yscale("log", nonpositive="mask")  # a schedule may begin or end at 0
+            top = max(rates)
+            bottom = max(min(rate for rate in rates if rate > 0), top / 1e4)  # where a schedule ends matters to nobody
+            rate_axis.set_ylim(bottom / 3, top * 3)
+        title = textwrap.fill(f"{method}: {many} training{'s' * (many != 1)}", 60)
+        loss_axis.set_title(title, fontsize=9, loc="left", parse_math=False)
+        loss_axis.set(xlabel="step", ylabel="loss")
+        rate_axis.set(xlabel="step", ylabel="learning rate")
+        keys = [
+            Line2D([], [], color=COLOURS[0], label="training, mean of\na 20th of the steps"),
+            Line2D([], [], color=COLOURS[1], ls="--", marker="o", ms=3.5, label="validation"),
+        ]
+        keys = [key for key, name in zip(keys, (TRAIN, VAL), strict=True) if any(name in curves for curves in logged)]
+        _beside(loss_axis, keys)
+        _beside(
+            rate_axis,
+            [
+                Line2D([], [], color=colour, ls=dash, label=name.removeprefix("lr/"))
+                for name, colour, dash in zip(names, COLOURS * len(names), DASHES * len(names), strict=False)
+            ],
+        )
+        for axis in (loss_axis, rate_axis):
+            _plain(axis)
+    return _save(figure, stem)
+
+
+def draw_ablation(ablation: Ablation, stem: Path) -> list[Path]:
+    """Scores and losses over one setting: a line per method and stage through the means over seeds, single runs as
+    points, Student's 95 % band where a point has three runs or more.
+
+    Args:
+        ablation: see ``geoseg.ablation.ablations``.
+        stem: path of the files without suffix.
+
+    Returns:
+        The PNG and the PDF.
+    """
+    lines = ablation.lines
+    last = {line.owner: line.stage for line in lines if set(line.points) & set(SCORES)}
+    fewer = len(lines) > MOST_LINES
+    if fewer:
+        lines = [line for line in lines if line.stage in ("", last.get(line.owner))]
+    owners = list(dict.fromkeys(line.owner for line in lines))
+    stages = list(dict.fromkeys(line.stage for line in lines if line.stage))
+    titles = {name: title for name, title in {**SCORES, **LOSSES}.items() if any(name in one.points for one in lines)}
+    across = min(3, len(titles))
+    numeric = all(map(is_number, ablation.values))
+    where = {value: float(value) if numeric else float(i) for i, value in enumerate(ablation.values)}
+    logarithmic = numeric and _far_apart(where.values())
+    width = 3.5 * across
+    figure, axes = _panels(len(titles), across, (width, 2.7))
+    for axis, (name, title) in zip(axes, titles.items(), strict=False):
+        if logarithmic:
+            axis.set_xscale("log")
+        for line in lines:
+            points = {
+                where[value]: line.points[name][value]
+                for value in ablation.values
+                if value in line.points.get(name, {})
+            }
+            if points:
+                _draw_line(axis, points, **_style(line.owner, line.stage or last.get(line.owner, ""), owners, stages))
+        if name in LOSSES:
+            means = [fmean(v) for line in lines for v in line.points.get(name, {}).values()]
+            if _far_apart(means):
+                _logarithmic(axis)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel(ablation.key, fontsize=8)
+        _label_values(axis, [(where[value], shown(value)) for value in ablation.values], width / across - 0.9, numeric)
+        _plain(axis)
+    drawn = {(line.owner, line.stage) for line in lines}
+    handles = [
+        Line2D([], [], **_style(owner, stage, owners, stages), label=": ".join(part for part in (owner, stage) if part))
+        for owner in owners
+        for stage in ([stage for stage in stages if (owner, stage) in drawn] or [""])
+    ]
+    note = "lines: means over runs; points: single runs; band: Student's 95 % interval from three runs on"
+    if any(set(line.points) <= set(LOSSES) for line in lines):
+        note += "; losses: one line per method, as its last stage"
+    if fewer:
+        note += "; last stage of each method alone"
+    if ablation.without:
+        note += f"; without this setting: {', '.join(ablation.without)}"
+    _below(figure, handles, note)
+    figure.suptitle(f"{ablation.data} over {ablation.key}", fontsize=10, parse_math=False)
+    return _save(figure, stem)
+
+
+def draw_costs(found: Sequence[Cost], stem: Path) -> list[Path]:
+    """What a method takes against what it reaches: a point per method, bars of one standard deviation over its runs.
+
+    Args:
+        found: see ``costs``; a panel per data set.
+        stem: path of the files without suffix.
+
+    Returns:
+        The PNG and the PDF.
+    """
+    data_sets = list(dict.fromkeys(cost.data for cost in found))
+    methods = list(dict.fromkeys(cost.method for cost in found))
+    across = min(2, len(data_sets))
+    width = 4.6 * across
+    figure, axes = _panels(len(data_sets), across, (width, 3.1))
+    for axis, data in zip(axes, data_sets, strict=False):
+        here = [cost for cost in found if cost.data == data]
+        means = [fmean(cost.minutes) for cost in here]
+        for cost, mean in zip(here, means, strict=True):
+            spread = [stdev(values) if len(values) > 1 else 0.0 for values in (cost.minutes, cost.score)]
+            if _far_apart(means):
+                spread[0] = min(spread[0], 0.9 * mean)  # a bar that reaches 0 has no end on this axis
+            style = _style(cost.method, "", methods, []) | {"ls": ""}
+            axis.errorbar(mean, fmean(cost.score), xerr=spread[0], yerr=spread[1], **style, capsize=2.5, elinewidth=1)
+        if _far_apart(means):
+            axis.set_xscale("log")
+        axis.set_title(textwrap.fill(data, 50), fontsize=9, parse_math=False)
+        axis.set(xlabel="minutes of training and prediction", ylabel="matched mean IoU ↑")
+        _plain(axis)
+    handles = []
+    for method in methods:
+        runs = sum(len(cost.score) for cost in found if cost.method == method)
+        label = f"{method}, {runs} run{'s' * (runs != 1)}"
+        handles.append(Line2D([], [], **_style(method, "", methods, []) | {"ls": ""}, label=label))
+    _below(figure, handles, "points: means over runs; bars: standard deviation")
+    return _save(figure, stem)
+
+
+def _far_apart(values: Any) -> bool:
+    return min(values, default=0) > 0 and max(values) >= APART * min(values)
+
+
+def _style(owner: str, stage: str, owners: Sequence[str], stages: Sequence[str]) -> dict[str, Any]:
+    """Colour by method, marker and dashes by stage; where colours begin anew, the markers are others."""
+    round_, colour = divmod(owners.index(owner), len(COLOURS))
+    at = stages.index(stage) + 1 if stage else 0
+    marker = MARKERS[(at + round_ * 4 + (0 if stages else colour)) % len(MARKERS)]
+    dash = DASHES[(len(stages) - at) % len(DASHES)] if stage else "-"  # the last stage is the answer, drawn through
+    return {"color": COLOURS[colour], "marker": marker, "ls": dash, "ms": 5, "lw": 1.4}
+
+
+def _draw_line(axis: Axes, points: Mapping[float, Sequence[float]], **style: Any) -> None:
+    x = sorted(points)
+    axis.plot(x, [fmean(points[place]) for place in x], **style, zorder=3)
+    for place in x:
+        if len(points[place]) > 1:
+            alone = {"color": style["color"], "marker": style["marker"], "ls": "", "ms": 2.5, "alpha": 0.45, "mew": 0}
+            axis.plot([place] * len(points[place]), points[place], **alone)
+    ends = [student_interval(points[place]) or (np.nan, np.nan) for place in x]
+    low, high = zip(*ends, strict=True)
+    axis.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
+    for i, end in enumerate(ends):
+        if not np.isnan(end[0]) and _is_alone(ends, i):  # a band needs two neighbours
+            axis.plot([x[i]] * 2, end, color=style["color"], alpha=0.4, lw=2)
+
+
+def _is_alone(ends: Sequence[tuple[float, float]], i: int) -> bool:
+    return all(not 0 <= j < len(ends) or np.isnan(ends[j][0]) for j in (i - 1, i + 1))
+
+
+def _label_values(axis: Axes, places: Sequence[tuple[float, str]], inches: float, numeric: bool) -> None:
+    """Ticks at the setting's own values, those left out whose labels would run into a neighbour's."""
+    logarithmic = axis.get_xscale() == "log"
+    at = np.array([place for place, _ in places])
+    along = np.log(at) if logarithmic else at
+    along = (along - along.min()) / max(np.ptp(along), 1e-12) * inches * 0.9
+    texts = [textwrap.shorten(text, 22, placeholder="…") if " " in text else text[:22] for _, text in places]
+    slanted = not numeric and max(map(len, texts)) * 0.065 > inches / len(places)
+    kept: list[int] = []
+    for i in range(len(places)):
+        room = 0.16 if slanted else 0.065 * (len(texts[i]) + len(texts[kept[-1]])) / 2 + 0.06 if kept else 0
+        if not kept or along[i] - along[kept[-1]] >= room:
+            kept.append(i)
+    axis.xaxis.set_major_locator(FixedLocator([float(at[i]) for i in kept]))
+    axis.xaxis.set_major_formatter(FixedFormatter([texts[i] for i in kept]))
+    axis.xaxis.set_minor_locator(NullLocator())
+    if slanted:
+        for label in axis.get_xticklabels():
+            label.set(rotation=35, ha="right", rotation_mode="anchor")
+    for label in axis.get_xticklabels():
+        label.set_parse_math(False)
+
+
+def _logarithmic(axis: Axes) -> None:
+    """A logarithmic y axis with few labels, also where it spans less than a power of ten."""
+    axis.set_yscale("log")
+    axis.yaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(2, 0.5)))
+    axis.tick_params(axis="y", which="minor", labelsize=6)
+
+
+def _plain(axis: Axes) -> None:
+    axis.grid(color="0.9", lw=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(labelsize=8)
+    axis.xaxis.label.set_fontsize(8)
+    axis.yaxis.label.set_fontsize(8)
+    if axis.get_xscale() == "log":
+        axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _beside(axis: Axes, handles: Sequence[Line2D]) -> None:
+    """A legend right of its panel, where no line is."""
+    if handles:
+        axis.legend(handles=handles, fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
+
+
+def _panels(count: int, across: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """A figure of so many panels; ``size`` is the width of all and the height of a row, in inches."""
+    down = -(-count // across)
+    figure = Figure(figsize=(size[0], size[1] * down), layout="constrained")
+    axes = list(figure.subplots(down, across, squeeze=False).ravel())
+    for axis in axes[count:]:
+        figure.delaxes(axis)
+    return figure, axes[:count]
+
+
+def _below(figure: Figure, handles: Sequence[Line2D], note: str) -> None:
+    """A legend and a note below all panels, for which the figure grows."""
+    width, height = figure.get_size_inches()
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = min(len(handles), max(1, int(width / (0.072 * longest + 0.6))))
+    told = textwrap.wrap(note, int(17 * width))
+    options = {"fontsize": 7.5, "title": "\n".join(told), "title_fontsize": 7, "frameon": False, "handlelength": 3}
+    legend = figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, **options)
+    for text in [*legend.get_texts(), legend.get_title()]:
+        text.set_parse_math(False)  # names may hold $
+    figure.set_size_inches(width, height + 0.16 * -(-len(handles) // columns) + 0.14 * len(told) + 0.2)
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    made = []
+    for suffix in ("png", "pdf"):
+        path = stem.with_name(f"{stem.name}.{suffix}")
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        # without a date the same runs give the same file
+        facts = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Glyph .* missing from")  # such a name is shown as boxes
+                figure.savefig(part, format=suffix, dpi=140, metadata=facts)
+            part.replace(path)
+            figure.set_layout_engine("none")  # the places found for the first file serve the second
+        finally:
+            part.unlink(missing_ok=True)
+        made.append(path)
+    return made
