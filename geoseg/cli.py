@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -21,7 +20,8 @@ geoseg: which way of segmenting my profiles works, with the few labels I have?
   geoseg demo                         the main job on embedded checkpoints and synthetic profiles, offline
   geoseg run experiment=label_lora    train, predict, score, record
   geoseg run --help                   groups and settings; with experiment=... before it, those of that experiment
-  geoseg run -m ... seed=0,1,2        one run per combination
+  geoseg run -m ... seed=0,1,2        one run per combination; repeated, it does what is left; workers=2 shares the work
+  geoseg status [runs]                what is done, failed, running or interrupted
   geoseg report runs --to FOLDER      gather records into results.csv and one table
   geoseg export RUN --to FILE         a run's LoRA as a file for A1111, ComfyUI, kohya or diffusers
   geoseg doctor                       what this machine has and lacks, and the line that repairs it
@@ -71,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "export": _export,
         "doctor": _doctor,
         "fetch": _fetch,
+        "status": _status,
     }
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -274,6 +275,27 @@ def _draw_maps(records: Any, runs: Any, keys: Any, folder: Any) -> Any:
             yield draw_sheet(there, short, folder / f"sheet_{name}_{stage.name}.png", title)
 
 
+def _status(words: list[str]) -> int:
+    """Looks at records and locks."""
+    parser = argparse.ArgumentParser(
+        "geoseg status",
+        description="Says how many runs of each experiment are done, failed, running (a live process holds their lock) "
+        "or interrupted (no finished record, and nobody at it). Reads records and locks, changes nothing.",
+    )
+    parser.add_argument("runs", nargs="?", default="runs", help="the folder of runs, or that of one experiment")
+    options = parser.parse_args(words)
+    from pathlib import Path
+
+    from geoseg.status import look, print_status
+
+    folder = Path(options.runs)
+    if not folder.is_dir():
+        print(f"geoseg status: there is no folder {folder}; name the one that runs=... names", file=sys.stderr)
+        return 2
+    print_status(look(folder))
+    return 0
+
+
 def _export(words: list[str]) -> int:
     """Writes a LoRA for other programs."""
     parser = argparse.ArgumentParser(
@@ -347,6 +369,7 @@ def _fetch(words: list[str]) -> int:
 
     from geoseg.config import conf_folder, register_resolvers
     from geoseg.fetch import cache, fetch, items, print_items
+    from geoseg.sweep import quieten
 
     register_resolvers()
     quieten()
@@ -375,9 +398,11 @@ def _run(words: list[str]) -> int:
     import hydra
     from hydra.errors import HydraException
 
+    from geoseg import sweep
     from geoseg.config import conf_folder, register_resolvers
     from geoseg.quoting import torn
 
+    sweep.register()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     register_resolvers()
     multirun = "-m" in words or "--multirun" in words
@@ -394,37 +419,18 @@ def _run(words: list[str]) -> int:
     except (HydraException, ValueError) as error:
         print(f"geoseg: {error}", file=sys.stderr)
         return 2
-    result: list[int] = []
+    codes: list[int] = []
 
-    def job(cfg: Any) -> float | None:
-        quieten()
-        from geoseg.checkpoints import Interrupted
-        from geoseg.places import DiskFull
-        from geoseg.report import print_run
-        from geoseg.run import run
-        from geoseg.tasks.task import TrainingDiverged
-
+    def single(cfg: Any) -> float | None:
         try:
-            records, folder = run(cfg)
-        except (ValueError, TrainingDiverged, DiskFull) as error:
-            print(f"geoseg: {error}", file=sys.stderr)
-            result.append(2 if isinstance(error, ValueError) else 4 if isinstance(error, DiskFull) else 3)
+            return sweep.job(cfg)
+        except Exception as error:
+            failed = sweep.describe(error)
+            if failed.code == 1:
+                raise
+            print(f"geoseg: {failed.text}", file=sys.stderr)
+            codes.append(failed.code)
             return None
-        except Interrupted as error:  # no further run either
-            print(f"geoseg: {error}", file=sys.stderr)
-            raise SystemExit(128 + error.signum) from None
-        print_run(records, folder)
-        if cfg.objective is None:
-            result.append(0)
-            return None
-        scores = {name: value for name, value in records[0]["scores"].items() if name.startswith("val/")}
-        if scores.get(cfg.objective) is None:
-            there = f"there are {', '.join(scores)}" if scores else "it has none of validation; see data.num_val"
-            print(f"geoseg: objective={cfg.objective} is no score of this run; {there}", file=sys.stderr)
-            result.append(2)
-            return None
-        result.append(0)
-        return float(scores[cfg.objective])
 
     before = sys.argv
     try:
@@ -436,14 +442,13 @@ def _run(words: list[str]) -> int:
             rest = [word for word in words if word not in flags]
             first = next((i for i, word in enumerate(rest) if word in overrides), len(rest))
             sys.argv = ["geoseg run", *flags, *rest[:first], *places, *rest[first:]]
+            job = sweep.job if multirun else single  # a sweep's workers find it by its name
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="run")(job)()
-        if multirun and not asked:
-            print(f"{len(result)} runs; geoseg report runs/NAME --to FOLDER puts them into one table")
     except SystemExit as stop:
         return int(stop.code or 0)
     finally:
         sys.argv = before
-    return max(result, default=0)
+    return max(codes, default=0)
 
 
 OWN = ("--config-dir", "-cd")
@@ -555,22 +560,6 @@ def _suggest(message: str, keys: list[str]) -> str:
     if said.startswith("Config group override must be"):
         return f"a group takes the name of one of its options, such as experiment=label_lora ({said})"
     return said
-
-
-def quieten() -> None:
-    """Silences what libraries print that asks nothing of the user; everything else still shows."""
-    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("httpx", "matplotlib", "PIL", "urllib3"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a 4-bit kernel that nothing here uses
-    # data lies in memory here: worker processes would cost more than they bring
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-    # the data module says how far a training has come, and the order of batches goes on from there
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-    # frozen models arrive in evaluation mode, and the task changes that at its start
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ from geoseg.data.profiles import natural
 from geoseg.figures import draw_dice, draw_stages, draw_training
 from geoseg.loggers import JsonLines, WandbLogger
 from geoseg.metrics.intensity import IntensityDice
-from geoseg.places import full_disk_told, locked
+from geoseg.places import SWEEP, full_disk_told, locked
 from geoseg.randomness import seeded
 from geoseg.record import device, loaded_code, read_record, versions, write_atomically, write_record
 from geoseg.report import stage_table
@@ -41,24 +42,70 @@ WHERE_TO_COMPUTE = ("accelerator", "devices", "log_every_n_steps")
 
 
 class Models:
-    """Keeps the last frozen model loaded, so that methods that share one do not read it twice."""
+    """Keeps the last frozen model loaded, so that methods and runs that share one do not read it twice."""
 
     def __init__(self) -> None:
         self._key, self._model = "", None
+        self._state: list[tuple[Any, ...]] = []
 
-    def get(self, method: Mapping[str, Any], where: str, available: Mapping[str, Any]) -> Any:
-        """The model of a method; a model that training changes is always built anew."""
+    def get(
+        self, method: Mapping[str, Any], where: str, available: Mapping[str, Any], weights: Mapping[str, str]
+    ) -> Any:
+        """The model of a method; a model that training changes is always built anew.
+
+        Args:
+            method: its settings.
+            where: its key in the configuration, for error messages.
+            available: what the model may ask for.
+            weights: digests of what the checkpoints hold, since a file may be replaced between two runs.
+        """
         if method["model"] is None:
             return None
         changed = method["adapter"] is None and method["task"] is not None
-        wanted = json.dumps(method["model"], sort_keys=True, default=str)
-        if changed or wanted != self._key:
-            with seeded(available["seed"], "model"):
-                model = build(method["model"], f"{where}.model", **available)
-            if changed:
-                return model
-            self._key, self._model = wanted, model
-        return self._model
+        palette = available["palette"]
+        parts = [method["model"], weights, None if palette is None else palette.hex, available["num_classes"]]
+        wanted = json.dumps(parts, sort_keys=True, default=str)
+        by_seed = f"{wanted}, seed {available['seed']}"
+        if not changed and self._key in (wanted, by_seed) and self._restored():
+            return self._model
+        if not changed:
+            self._key, self._model = "", None  # room for the next one
+        with seeded(available["seed"], "model"):
+            before = torch.get_rng_state()
+            model = build(method["model"], f"{where}.model", **available)
+            drawn = not torch.equal(before, torch.get_rng_state())
+        if not changed:
+            self._key, self._model = by_seed if drawn else wanted, model
+            self._state = _state(model)
+        return model
+
+    def _restored(self) -> bool:
+        """Puts the model back into the modes it arrived in; False where its weights were converted meanwhile."""
+        now = _state(self._model)
+        if [entry[:2] for entry in now] != [entry[:2] for entry in self._state]:
+            return False
+        for module, (*_, training, checkpointing) in zip(_modules(self._model), self._state, strict=True):
+            module.training = training
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = checkpointing
+        return True
+
+
+def _modules(model: Any) -> list[torch.nn.Module]:
+    return list(model.modules()) if isinstance(model, torch.nn.Module) else []
+
+
+def _state(model: Any) -> list[tuple[Any, ...]]:
+    """What a run may change in a model and leave behind, for each of its modules."""
+    return [
+        (
+            type(module),
+            [weight.dtype for weight in module.parameters(recurse=False)],
+            module.training,
+            getattr(module, "gradient_checkpointing", False),
+        )
+        for module in _modules(model)
+    ]
 
 
 class Assembled(NamedTuple):
@@ -115,16 +162,20 @@ class Job:
         self.fit_folder = Path(self.settings["runs"]) / "fits" / (self.fit_id or "none")
 
     def result(self, models: Models) -> dict[str, Any]:
-        """The record: read where the run is finished, else made now."""
+        """The record: read where the run is finished, else made now.
+
+        Raises:
+            Busy: this is part of a sweep, and the run is being computed by somebody else.
+        """
         found = self.finished()
         if found is not None:
-            log.info("%s: found finished run %s%s", self.method["title"], self.run_id, _stale(found))
+            log.info("%s: found finished run %s%s", self.method["title"], self.run_id, stale(found))
             return found
         name = f"{self.method['title']}, run {self.run_id},"
         with (
             self.assembled(models) as method,  # what cannot be assembled leaves no record: no work has started
             full_disk_told(Path(self.settings["runs"])),
-            locked(self.folder, name),
+            locked(self.folder, name, wait=SWEEP not in os.environ),  # a sweep has other things to do meanwhile
         ):
             try:
                 return self.finished() or self._run(method)  # somebody else may just have finished it
@@ -154,7 +205,8 @@ class Job:
         """
         method, data = self.method, self.data
         available = {"palette": data.palette, "num_classes": data.num_classes, "seed": self.settings["seed"]}
-        model = models.get(method, self.where, available)
+        hashes = {name: value for name, value in self.weights["hashes"].items() if name.startswith("model")}
+        model = models.get(method, self.where, available, hashes)
         adapter = build(method["adapter"], f"{self.where}.adapter")
         try:
             if adapter is not None:
@@ -273,8 +325,8 @@ class Job:
         if self._fitted():
             fitted: dict[str, Any] = json.loads(done.read_text())
             task.load(adapter)
-            stale = _stale(fitted["made_by"]) if "made_by" in fitted else ""
-            log.info("%s: trained before as fit %s%s", self.method["title"], self.fit_id, stale)
+            note = stale(fitted["made_by"]) if "made_by" in fitted else ""
+            log.info("%s: trained before as fit %s%s", self.method["title"], self.fit_id, note)
             return fitted
         done.unlink(missing_ok=True)
         lines = JsonLines(self.fit_folder)
@@ -452,8 +504,8 @@ def _precision(trainer: Mapping[str, Any]) -> str:
     return precision
 
 
-def _stale(found: Mapping[str, Any]) -> str:
-    """What to say of a result that other code may have made, "" where the code is the same."""
+def stale(found: Mapping[str, Any]) -> str:
+    """What to say of a record or fit that other code may have made, "" where the code is the same."""
     now, dirty = loaded_code()
     if found["commit"] == now and not found["dirty"] and not dirty:
         return ""

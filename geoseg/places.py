@@ -10,18 +10,32 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 log = logging.getLogger("geoseg")
+
+LOCK = ".lock"
+"""The file in a folder that its lock is on."""
 
 LEAST = 64 << 20
 """Bytes that must be free for a run to start: a LoRA of Stable Diffusion and the pictures of a few profiles."""
 
 
+SWEEP = "GEOSEG_SWEEP"
+"""The environment variable in which a sweep tells its workers whose they are."""
+
+
 class DiskFull(RuntimeError):
     """A write found no room, or a disk that may not be written to any more; the message names the folder."""
+
+
+class Busy(RuntimeError):
+    """Somebody else works in a folder; the message says who and since when."""
 
 
 def check_writable(folder: Path, option: str) -> None:
@@ -68,7 +82,7 @@ def full_disk_told(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path, what: str) -> Iterator[None]:
+def locked(folder: Path, what: str, wait: bool = True) -> Iterator[None]:
     """Keeps a folder to one process (and thread) at a time; others wait, and say for whom.
 
     The lock is the kernel's, on the file ``.lock``: it ends with its process, however that ends, so that none can be
@@ -77,25 +91,76 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Args:
         folder: made when missing.
         what: what is done there, such as "run 0123456789".
+        wait: False waits only for workers of the same sweep, which are at something that both need.
+
+    Raises:
+        Busy: somebody else is in there, and ``wait`` is False.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            log.warning("%s is being computed by %s; waiting for it", what, file.read().strip() or "another process")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _queue(file, what, wait)
         except OSError as error:  # some file systems of clusters have no locks
             log.warning("%s cannot be locked (%s); do not start the same run twice at once", folder, error.strerror)
         try:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.write(f"{_me()}\n")
             file.flush()
             yield
         finally:
             with contextlib.suppress(OSError):  # workers that were forked meanwhile would hold it on
                 fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def holder(folder: Path) -> str | None:
+    """Who works in a folder and since when, such as "process 7 on node3 since 12:30"; None where nobody does.
+
+    Nothing is made or changed, and nobody is kept waiting for longer than the look takes.
+    """
+    try:
+        with (folder / LOCK).open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _whose(file)
+    except OSError:  # no such file, or no locks on this file system
+        pass
+    return None
+
+
+def me() -> str:
+    """This process as others are told of it, such as "process 7 on node3"."""
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+def _me() -> str:
+    sweep = os.environ.get(SWEEP)
+    return f"{me()}, a worker of {sweep}" if sweep and sweep != me() else me()
+
+
+def _whose(file: IO[str]) -> str:
+    file.seek(0)
+    who = file.read().strip() or "another process"
+    began = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime)
+    today = began.date() == datetime.now().date()
+    return f"{who} since {began:%H:%M}" if today else f"{who} since {began:%Y-%m-%d %H:%M}"
+
+
+def _queue(file: IO[str], what: str, wait: bool) -> None:
+    """Waits for a lock that is held, or gives up."""
+    if not wait:
+        time.sleep(0.05)  # somebody may only have looked who is there
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            who, sweep = _whose(file), os.environ.get(SWEEP)
+            if not sweep or f"worker of {sweep} " not in who:
+                raise Busy(f"{what} is being computed by {who}") from None
+    log.warning("%s is being computed by %s; waiting for it", what, _whose(file))
+    fcntl.flock(file, fcntl.LOCK_EX)
 
 
 UNWRITABLE = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ class _Display:
 
 
 _display: ContextVar[_Display | None] = ContextVar("geoseg_progress", default=None)
+_in_lines: ContextVar[bool] = ContextVar("geoseg_progress_in_lines", default=False)
 _factor: ContextVar[float] = ContextVar("geoseg_progress_factor", default=1.0)
 
 
@@ -63,12 +65,23 @@ def display(enabled: bool = True, console: Console | None = None) -> Iterator[No
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as bars:
+    bars = Progress(*columns, console=console)
+    with contextlib.nullcontext() if _in_lines.get() else bars:
         token = _display.set(_Display(bars))
         try:
             yield
         finally:
             _display.reset(token)
+
+
+@contextmanager
+def in_lines() -> Iterator[None]:
+    """Inside, displays speak in lines alone, for a stream that carries those of several processes."""
+    token = _in_lines.set(True)
+    try:
+        yield
+    finally:
+        _in_lines.reset(token)
 
 
 @contextmanager

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 SCHEMA = 1
 """Version of the layout of record.json."""
 
@@ -123,6 +121,8 @@ def digest(path: Path, edge: int = 8 << 20) -> str:
 
 def device(gpu: bool = True) -> str:
     """The device in words, such as "NVIDIA H100" or "CPU x86_64, 2 threads"; ``gpu``: the GPU where there is one."""
+    import torch  # here, so that records can be looked at without it
+
     if gpu and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"

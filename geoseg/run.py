@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,55 @@ from geoseg.places import check_writable
 from geoseg.record import loaded_code
 
 TYPES = {
-    **dict.fromkeys(("seed", "figure_rows", "sample_every", "sample_images"), int),
+    **dict.fromkeys(("seed", "figure_rows", "sample_every", "sample_images", "workers"), int),
     **dict.fromkeys(("foresee", "force", "progress"), bool),
 }
 """Types of the settings that belong to no object."""
 
 
-def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
+def run(cfg: DictConfig, models: Models | None = None) -> tuple[list[dict[str, Any]], Path]:
     """Runs the main method and every rival of a composed configuration.
 
     Finished runs are found by their identity and not repeated, unless ``force`` is set.
+
+    Args:
+        cfg: the composed configuration.
+        models: what an earlier run of this process has left loaded, and where this one leaves what it loads.
 
     Returns:
         The records, the main method's first, and the folder of the main method's run.
 
     Raises:
         ValueError: the configuration or the data cannot work; raised before any work starts.
+        Busy: this is part of a sweep, and somebody else is at one of its runs.
     """
     loaded_code()  # before hours of training, in which somebody may go on writing
+    jobs = jobs_of(cfg)
+    models = models if models is not None else Models()
+    records = []
+    open_jobs = [job for job in jobs if job.finished() is None]
+    for folder in {folder for job in open_jobs for folder in (job.folder, job.fit_folder)}:
+        check_writable(folder, "runs")
+    for job in open_jobs[1:]:  # the first is about to be assembled anyway
+        with job.assembled(models):
+            pass  # what is wrong with a rival is better found now than after the main method's training
+    with progress.display(cfg.progress):
+        for job in jobs:
+            records.append(job.result(models))
+    return records, jobs[0].folder
+
+
+def jobs_of(cfg: DictConfig, prepared: dict[str, DataModule] | None = None) -> list[Job]:
+    """The jobs of a composed configuration, the main method's first: checked and named, but not begun.
+
+    Args:
+        cfg: the composed configuration.
+        prepared: data sets by their settings, which several configurations may share; those that are missing are
+            added.
+
+    Raises:
+        ValueError: the configuration or the data cannot work.
+    """
     check_targets(cfg, cfg.trust)
     settings = plain(cfg)
     check_targets(settings, cfg.trust)  # once more, since a resolver may make a node out of words
@@ -47,8 +79,11 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
     check_types(settings)
     rivals = {f"rivals.{name}": method for name, method in (settings["rivals"] or {}).items()}
     methods = {"method": settings["method"], **{key: method for key, method in rivals.items() if method is not None}}
-    data: DataModule = build(settings["data"], "data")
+    key = json.dumps(settings["data"], sort_keys=True, default=str)
+    prepared = {} if prepared is None else prepared
+    data: DataModule = prepared[key] if key in prepared else build(settings["data"], "data")
     data.prepare()
+    prepared[key] = data
     scored = data.palette is not None and any(method["predictor"] is not None for method in methods.values())
     if scored and not data.names["test"]:
         raise ValueError(
@@ -56,19 +91,7 @@ def run(cfg: DictConfig) -> tuple[list[dict[str, Any]], Path]:
             f"and {len(data.names['val'])} for validation; lower data.num_train or data.num_val, or add samples"
         )
     try:
-        jobs = [Job(settings, method, data, where) for where, method in methods.items()]
+        return [Job(settings, method, data, where) for where, method in methods.items()]
     except ValueError as error:  # names a key of the method, which may have been typed as one of its checkpoints
         key, equals, rest = str(error).partition("=")
         raise ValueError(f"{origin(cfg, key)}{equals}{rest}") from None
-    models = Models()
-    records = []
-    open_jobs = [job for job in jobs if job.finished() is None]
-    for folder in {folder for job in open_jobs for folder in (job.folder, job.fit_folder)}:
-        check_writable(folder, "runs")
-    for job in open_jobs[1:]:  # the first is about to be assembled anyway
-        with job.assembled(models):
-            pass  # what is wrong with a rival is better found now than after the main method's training
-    with progress.display(settings["progress"]):
-        for job in jobs:
-            records.append(job.result(models))
-    return records, jobs[0].folder

@@ -20,6 +20,8 @@ from tests.made_records import record
 
 AS_IS = ("method=input_as_is", "data.source.size=32", "data.source.train=4", "data.source.val=2", "data.source.test=2")
 AS_IS += ("data.num_train=2", "logger=files", "progress=false", "trainer=cpu")
+HERE = "hydra/launcher=basic"
+"""Runs of a sweep in this process: what workers do, test_sweep asks."""
 
 
 def record_paths(folder: Path) -> list[Path]:
@@ -46,7 +48,7 @@ def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str
     assert run_cli("rnu") == 2
     assert "no command 'rnu'; did you mean run?" in capsys.readouterr().err
     assert run_cli("xyz") == 2
-    assert "there are run, demo, report, export, doctor, fetch" in capsys.readouterr().err
+    assert "there are run, demo, report, export, doctor, fetch, status" in capsys.readouterr().err
     assert run_cli("demo", "--help") == 0
     assert "experiment=label_lora" in capsys.readouterr().out
 
@@ -224,7 +226,7 @@ def test_one_rival_is_left_out(run_cli: Callable[..., int], tmp_path: Path) -> N
 
 @pytest.mark.parametrize("order", ["first", "last"])
 def test_several_runs(run_cli: Callable[..., int], tmp_path: Path, order: str) -> None:
-    words = ["-m", *AS_IS, "seed=0,1"] if order == "first" else [*AS_IS, "seed=0,1", "--multirun"]
+    words = ["-m", *AS_IS, HERE, "seed=0,1"] if order == "first" else [*AS_IS, HERE, "seed=0,1", "--multirun"]
     assert run_cli("run", *words) == 0
     records = [json.loads(path.read_text()) for path in record_paths(tmp_path)]
     assert sorted(record["seed"] for record in records) == [0, 1]
@@ -246,7 +248,7 @@ def test_experiments_of_ones_own(
 def test_one_bad_run_of_several_is_told_in_the_exit_code(
     run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert run_cli("run", "-m", *AS_IS, "data.num_train=9,2") == 2
+    assert run_cli("run", "-m", *AS_IS, HERE, "data.num_train=9,2") == 2
     assert "data.num_train=9" in capsys.readouterr().err
     assert len(record_paths(tmp_path)) == 1
 
@@ -262,7 +264,7 @@ def test_report_maps_two_settings(
     run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_checkpoints: list[str]
 ) -> None:
     sweep = ["method.predictor.strength=0.3,0.6", "method.predictor.guidance=1,3", "method.predictor.steps=4"]
-    assert run_cli("run", "-m", *tiny_checkpoints, "method=without_lora", *sweep) == 0
+    assert run_cli("run", "-m", *tiny_checkpoints, HERE, "method=without_lora", *sweep) == 0
     settings = ["method.predictor.strength", "method.predictor.guidance"]
     assert run_cli("report", "runs", "--to", "out", "--map", *settings) == 0
     written = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
@@ -277,7 +279,7 @@ def test_report_gathers_records(
 ) -> None:
     assert run_cli("report", "runs", "--to", "out") == 2
     assert "no record.json below runs" in capsys.readouterr().err
-    assert run_cli("run", "-m", *AS_IS, "seed=0,1") == 0
+    assert run_cli("run", "-m", *AS_IS, HERE, "seed=0,1") == 0
     capsys.readouterr()
     assert run_cli("report", "runs", "--to", "out") == 0
     said = capsys.readouterr().out

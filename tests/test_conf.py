@@ -16,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from geoseg.config import check_targets, conf_folder, plain
 
 FILES = sorted(path.relative_to(conf_folder()) for path in conf_folder().rglob("*.yaml") if path.name != "run.yaml")
-OPTIONS = [f"{path.parts[0]}={Path(*path.parts[1:]).with_suffix('').as_posix()}" for path in FILES]
+OPTIONS = [
+    f"{path.parts[0]}={Path(*path.parts[1:]).with_suffix('').as_posix()}" for path in FILES if path.parts[0] != "hydra"
+]
 WORDS = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 HANDED = {"palette", "num_classes", "seed"}

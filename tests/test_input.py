@@ -17,12 +17,12 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from PIL import Image
 
-from geoseg.cli import quieten
 from geoseg.config import build, plain
 from geoseg.diffusion.codec import Codec
 from geoseg.job import Job, Models
 from geoseg.loggers import JsonLines
 from geoseg.quoting import typed
+from geoseg.sweep import quieten
 from tests.data.test_pictures import NAMES
 from tests.data.test_profiles import folder
 from tests.test_cli import AS_IS

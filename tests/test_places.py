@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from geoseg.places import LEAST, DiskFull, check_writable, full_disk_told, locked
+from geoseg.places import LEAST, SWEEP, Busy, DiskFull, check_writable, full_disk_told, holder, locked, me
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,3 +109,39 @@ def test_locks_of_different_folders_do_not_meet(tmp_path: Path, caplog: pytest.L
     with locked(tmp_path / "a", "a"), locked(tmp_path / "b", "b"):
         pass
     assert not caplog.text
+
+
+def test_who_does_not_wait_is_told_whom_for(tmp_path: Path) -> None:
+    assert holder(tmp_path / "run") is None
+    with locked(tmp_path / "run", "run 1"):
+        with (
+            pytest.raises(Busy, match=rf"run 1 is being computed by process {os.getpid()} on \S+ since \d\d:\d\d$"),
+            locked(tmp_path / "run", "run 1", wait=False),
+        ):
+            pass
+        assert re.fullmatch(rf"{re.escape(me())} since \d\d:\d\d", holder(tmp_path / "run") or "")
+    assert holder(tmp_path / "run") is None
+    with locked(tmp_path / "run", "run 1", wait=False):
+        pass
+    os.utime(tmp_path / "run" / ".lock", (0, 0))
+    assert holder(tmp_path / "run") is None
+
+
+def test_workers_of_one_sweep_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWEEP, "process 1 on here")
+    done = threading.Event()
+
+    def second() -> None:
+        with locked(tmp_path, "run 1", wait=False):
+            done.set()
+
+    with locked(tmp_path, "run 1"):
+        assert " a worker of process 1 on here since " in (holder(tmp_path) or "")
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert not done.wait(0.3)
+        monkeypatch.setenv(SWEEP, "process 11 on here")
+        with pytest.raises(Busy), locked(tmp_path, "run 1", wait=False):
+            pass
+    thread.join(10)
+    assert done.is_set()

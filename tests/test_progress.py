@@ -107,3 +107,14 @@ def test_a_display_ends_with_an_error() -> None:
     written = text(console)
     progress.advance("training")
     assert text(console) == written
+
+
+def test_where_several_share_a_stream_there_are_lines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = screen()
+    with progress.in_lines(), progress.display(console=console):
+        progress.advance("training", 1)
+        assert text(console) == ""
+        monkeypatch.setattr(progress, "EVERY", 0.0)
+        progress.expect("training", 1)
+        progress.advance("training", 1)
+    assert re.fullmatch(r"training: 2 of 1.*\n", text(console))

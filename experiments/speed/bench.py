@@ -35,7 +35,6 @@ from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from geoseg.cli import quieten
 from geoseg.config import build, conf_folder, plain, register_resolvers
 from geoseg.data.module import DataModule
 from geoseg.job import Job, Models
@@ -43,6 +42,7 @@ from geoseg.loggers import JsonLines
 from geoseg.models.sam import load_sam
 from geoseg.randomness import stream
 from geoseg.record import device, loaded_code, versions, write_atomically
+from geoseg.sweep import quieten
 from geoseg.tasks.callbacks import Watch
 
 LARGEST_DIFFERENCE = {"loss": 2e-3, "picture": 5e-3}
