@@ -181,7 +181,10 @@ def draw_sheet(pictures: Mapping[tuple[Any, Any], Path], names: tuple[str, str],
         title: of the whole figure.
     """
     columns, rows = (sorted({pair[i] for pair in pictures}) for i in (0, 1))
-    figure = Figure(figsize=(1.3 * len(columns) + 0.6, 1.35 * len(rows) + 0.6), layout="constrained")
+    with Image.open(next(iter(pictures.values()))) as picture:
+        shape = (picture.width / picture.height) ** 0.5  # all have about the same area, however long they are
+    size = (max(0.8, 1.3 * shape) * len(columns) + 0.6, max(0.7, 1.35 / shape) * len(rows) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     for row, y in enumerate(rows):
         for column, x in enumerate(columns):
