@@ -23,7 +23,9 @@ geoseg: which way of segmenting my profiles works, with the few labels I have?
   geoseg run -m ... seed=0,1,2        one run per combination; repeated, it does what is left; workers=2 shares the work
   geoseg status [runs]                what is done, failed, running or interrupted
   geoseg report runs --to FOLDER      gather records into results.csv and one table
+  geoseg evaluate run=RUN data=...    score what a run has trained on other data
   geoseg export RUN --to FILE         a run's LoRA as a file for A1111, ComfyUI, kohya or diffusers
+  geoseg sync RUN ...                 a run in Weights & Biases, anew from its files
   geoseg doctor                       what this machine has and lacks, and the line that repairs it
   geoseg fetch checkpoints=hub        what the real checkpoints are and whether they are here; --yes fetches them
 
@@ -42,6 +44,22 @@ two to six minutes on two cores. It is short for
 
 and takes the same settings, such as seed=1, data.num_train=2 or method.predictor.strength=0.4; see
 geoseg run experiment=label_lora --help. Records and figures go to the folder runs.
+"""
+
+
+EVALUATE = """\
+geoseg evaluate run=RUN [data=... data.root=... key=value ...]
+
+Scores what a finished run has trained on other data, with its predictor and without training: all samples that have a
+label map, or the test set where the data prescribes one. Pictures that the run was trained on are left out. It leaves a
+record of its own in runs/evaluate, or in runs/NAME with name=NAME; classes have to be those of the run. Without data=
+it shows what the run recorded; with force=true besides, it predicts the run's own test set anew.
+
+RUN is a run's folder, or its id or the beginning of it below runs=FOLDER. Other settings it takes are those of data,
+trainer and logger, such as trainer=cpu or logger=files, and name, tags, force, progress, figure_rows, foresee, trust;
+method.model.path_or_id=FOLDER and the like say where a checkpoint of the method lies now.
+
+  geoseg evaluate run=32d1375255 data=profiles data.root=FOLDER name=other_survey
 """
 
 
@@ -67,8 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "run": _run,
         "demo": _demo,
+        "evaluate": _evaluate,
         "report": _report,
         "export": _export,
+        "sync": _sync,
         "doctor": _doctor,
         "fetch": _fetch,
         "status": _status,
@@ -296,6 +316,84 @@ def _status(words: list[str]) -> int:
     return 0
 
 
+EVALUATED = (
+    "data",
+    "trainer",
+    "logger",
+    "name",
+    "tags",
+    "runs",
+    "force",
+    "trust",
+    "progress",
+    "figure_rows",
+    "foresee",
+)
+"""Settings, and groups of them, that an evaluation takes; all others are those of the run it evaluates."""
+
+
+def _evaluate(words: list[str]) -> int:
+    """Scores a finished run on other data."""
+    if any(word in ("-h", "--help") for word in words):
+        print(EVALUATE)
+        return 0
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    from geoseg.config import conf_folder, register_resolvers
+    from geoseg.places import DiskFull
+    from geoseg.record import find_run
+    from geoseg.sweep import quieten
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    register_resolvers()
+    quieten()
+    own = _own_folders(words)
+    before_each = zip(["", *words], words, strict=False)
+    rest = [word for last, word in before_each if last not in OWN and not word.startswith("-")]
+    given = {word.partition("=")[0].lstrip("+"): word.partition("=")[2] for word in rest}
+    moved = {key: value for key, value in given.items() if key.startswith("method.") and "path" in key}
+    overrides = [word for word in rest if word.partition("=")[0] not in ("run", *moved)]
+    try:
+        if not given.get("run"):
+            raise ValueError("which run? run=RUN names its folder, runs/EXPERIMENT/RUN_ID, or its id")
+        for key in given.keys() - moved.keys() - {"run"}:
+            if key.split(".")[0] not in EVALUATED:
+                raise ValueError(
+                    f"{key}: an evaluation takes that from the run; leave it away, or train anew with geoseg run. "
+                    f"What can be set: {', '.join(EVALUATED)}"
+                )
+        if "data" not in given and any(key.startswith("data.") for key in given):
+            raise ValueError("name the data in full, its group too, such as data=profiles data.root=FOLDER")
+        folder, record = find_run(given["run"], given.get("runs", "runs"))
+        overrides += ["name=evaluate"] * ("name" not in given) + [f"seed={record['config']['seed']}", "rivals=null"]
+        check_overrides(overrides, folders=own)
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            cfg = compose("run", overrides=[*_searching(own), *overrides])
+
+        from geoseg.evaluate import evaluate
+        from geoseg.report import print_run
+
+        found, place = evaluate(folder, record, cfg, "data" in given, moved)
+    except (HydraException, ValueError, DiskFull) as error:
+        print(f"geoseg evaluate: {error}", file=sys.stderr)
+        return 4 if isinstance(error, DiskFull) else 2
+    print_run([found], place)
+    return 0
+
+
+def _own_folders(words: Sequence[str]) -> list[str]:
+    """What --config-dir names."""
+    own = [after for word, after in pairwise(words) if word in OWN]
+    return own + [word.partition("=")[2] for word in words if word.partition("=")[0] in OWN and "=" in word]
+
+
+def _searching(folders: Sequence[str]) -> list[str]:
+    """The setting that makes Hydra look in a user's folders too."""
+    return [f"hydra.searchpath=[{','.join(os.path.abspath(folder) for folder in folders)}]"] if folders else []
+
+
 def _export(words: list[str]) -> int:
     """Writes a LoRA for other programs."""
     parser = argparse.ArgumentParser(
@@ -336,6 +434,35 @@ def _export(words: list[str]) -> int:
     print(f"  trained on {done.base}{size}")
     print(f"  in a prompt: <lora:{done.path.stem}:1>")
     return 0
+
+
+def _sync(words: list[str]) -> int:
+    """Makes runs in Weights & Biases anew."""
+    parser = argparse.ArgumentParser(
+        "geoseg sync",
+        description="Tells Weights & Biases finished runs anew from their files, each under its own id and in place of "
+        "what was there: offline parts of a run that was interrupted do not become one run there.",
+        epilog="Offline unless WANDB_MODE=online; the line that sends an offline run is shown. Parts that were written "
+        "before stay where they are; do not send them afterwards.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs/EXPERIMENT/RUN_ID, or a run id below --runs")
+    parser.add_argument("--runs", default="runs", metavar="FOLDER", dest="below", help="the folder of runs")
+    options = parser.parse_args(words)
+    from geoseg.record import find_run
+    from geoseg.sync import sync
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    code = 0
+    for run in options.runs:
+        try:
+            files = sync(*find_run(run, options.below))
+        except ValueError as error:
+            print(f"geoseg sync: {error}", file=sys.stderr)
+            code = 2
+            continue
+        offline = files.name.startswith("offline-")
+        print(f"{run}: {f'written; wandb sync {files} sends it' if offline else 'sent'}")
+    return code
 
 
 def _doctor(words: list[str]) -> int:
@@ -410,8 +537,7 @@ def _run(words: list[str]) -> int:
     before_each = zip(["", *words], words, strict=False)
     overrides = [w for last, w in before_each if not w.startswith("-") and ("=" in w or last not in TAKES_A_WORD)]
     asked = any(word in ("-h", "--help", "--hydra-help") for word in words)
-    own = [after for word, after in pairwise(words) if word in OWN]
-    own += [word.partition("=")[2] for word in words if word.partition("=")[0] in OWN and "=" in word]
+    own = _own_folders(words)
     try:
         if line := torn(words):
             raise ValueError(f"a value with spaces needs quotes: {line}")
@@ -472,7 +598,7 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
     from geoseg.config import conf_folder
     from geoseg.quoting import typed
 
-    single = [f"hydra.searchpath=[{','.join(os.path.abspath(folder) for folder in folders)}]"] if folders else []
+    single = _searching(folders)
     for word in words:
         try:
             override = OverridesParser.create().parse_override(word)

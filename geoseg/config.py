@@ -9,6 +9,8 @@ import collections.abc
 import difflib
 import functools
 import hashlib
+import importlib.metadata
+import importlib.util
 import inspect
 import json
 import re
@@ -37,10 +39,16 @@ TRUSTED = (
     "timm.",
     "torchmetrics.",
 )
-"""Packages whose objects a configuration may name; more come with trust=[package]."""
+"""Packages whose objects a configuration may name; more come with trust=[package] or an installed entry point."""
+
+ENTRY_POINTS = "geoseg.trust"
+"""Group of entry points by which an installed package says that configurations may name its objects."""
 
 PLACES = ("root", "path", "path_or_id", "workers")
 """Keys that say where or how fast, never what: they are no part of a run's identity."""
+
+PATHS = ("path", "path_or_id")
+"""Keys of checkpoints."""
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -101,10 +109,15 @@ def origin(config: Any, key: str) -> str:
 def check_targets(config: Any, trust: Sequence[str]) -> None:
     """Refuses objects from packages that nobody trusted, before any of them is imported.
 
+    Args:
+        config: a configuration node or plain containers.
+        trust: packages beside ``TRUSTED`` and those whose entry point asks for it.
+
     Raises:
         ValueError: names the key, the object and how to trust its package.
     """
-    trusted = (*TRUSTED, *(f"{package}." for package in trust))
+    installed = [point.module for point in importlib.metadata.entry_points(group=ENTRY_POINTS)]
+    trusted = (*TRUSTED, *(f"{package}." for package in (*trust, *installed)))
     for where, target in _targets(config):
         if not str(target).startswith(trusted):
             raise ValueError(
@@ -114,12 +127,19 @@ def check_targets(config: Any, trust: Sequence[str]) -> None:
         try:
             found = get_object(target)
         except Exception as error:
-            raise ValueError(f"{where} names {target}, which cannot be imported: {error}") from None
+            here = str(target).split(".")[0]
+            hint = "" if importlib.util.find_spec(here) else f"; install {here}, or put its folder on PYTHONPATH"
+            raise ValueError(f"{where} names {target}, which cannot be imported: {error}{hint}") from None
         home = f"{getattr(found, '__module__', '')}."
         if not home.startswith(trusted):  # a trusted module may hold a reference to something else, such as torch.load
             raise ValueError(
                 f"{where} names {target}, which really is {home}{getattr(found, '__qualname__', '')} and not trusted"
             )
+
+
+def own_packages(config: Any) -> list[str]:
+    """The packages beside geoseg and those it trusts by itself whose objects a configuration names."""
+    return sorted({target.split(".")[0] for _, target in _targets(config) if not target.startswith(TRUSTED)})
 
 
 def build(node: Any, where: str, /, **available: Any) -> Any:
@@ -248,7 +268,7 @@ def weights_of(method: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     def walk(node: Any, where: str) -> None:
         if isinstance(node, Mapping):
             for name, value in node.items():
-                if name in ("path", "path_or_id") and isinstance(value, str):
+                if name in PATHS and isinstance(value, str):
                     path = Path(value).expanduser()
                     if name == "path" and not path.exists():
                         raise ValueError(
@@ -263,6 +283,16 @@ def weights_of(method: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     for part in ("model", "predictor", "wrappers"):
         walk(method[part], part)
     return {"ids": ids, "hashes": hashes}
+
+
+def embedded_here(node: Any) -> Any:
+    """The same containers with paths to checkpoints that are embedded in geoseg as they are on this machine."""
+    if isinstance(node, Mapping):
+        return {
+            name: _embedded(value) if name in PATHS and isinstance(value, str) else embedded_here(value)
+            for name, value in node.items()
+        }
+    return [embedded_here(value) for value in node] if isinstance(node, list) else node
 
 
 def redact(config: Any) -> Any:
@@ -355,6 +385,12 @@ def _known(raw: Any, key: str) -> bool:
     node = _at(raw, above) if above else raw
     # what stands behind a reference is not looked into
     return (isinstance(node, Mapping) and last in node) or isinstance(node, str)
+
+
+def _embedded(path: str) -> str:
+    _, inside, rest = path.rpartition("/geoseg/assets/")
+    here = PACKAGE / "assets" / rest
+    return str(here) if inside and not Path(path).exists() and here.exists() else path
 
 
 def _without_places(part: Any) -> Any:

@@ -45,7 +45,10 @@ NEEDED = {
 }
 """What pip calls each library that geoseg needs, and what Python imports."""
 
-OPTIONAL = {"open_clip_torch": ("open_clip", "CLIP's vocabulary, for Stable Diffusion as a single file")}
+OPTIONAL = {
+    "open_clip_torch": ("open_clip", "CLIP's vocabulary, for Stable Diffusion as a single file"),
+    "prodigyopt": ("prodigyopt", "the optimizer Prodigy"),
+}
 """The same for libraries that some things need, and what for."""
 
 LOADED = ("torch", "torchvision", "opencv-python-headless")

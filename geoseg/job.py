@@ -20,15 +20,24 @@ from omegaconf import OmegaConf
 
 from geoseg import lora, memory, progress
 from geoseg.checkpoints import Checkpoints, Interrupted
-from geoseg.config import build, identity, redact, weights_of
+from geoseg.config import build, identity, own_packages, redact, weights_of
 from geoseg.data.module import DataModule
 from geoseg.data.profiles import natural
 from geoseg.figures import draw_dice, draw_stages, draw_training
 from geoseg.loggers import JsonLines, WandbLogger
 from geoseg.metrics.intensity import IntensityDice
+from geoseg.palette import Palette
 from geoseg.places import SWEEP, full_disk_told, locked
 from geoseg.randomness import seeded
-from geoseg.record import device, loaded_code, read_record, versions, write_atomically, write_record
+from geoseg.record import (
+    device,
+    loaded_code,
+    read_record,
+    source_digest,
+    versions,
+    write_atomically,
+    write_record,
+)
 from geoseg.report import stage_table
 from geoseg.samples import Samples
 from geoseg.tasks.callbacks import Average, Watch
@@ -122,20 +131,94 @@ class Assembled(NamedTuple):
     predictor: Any
 
 
+def presented(run_id: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How Weights & Biases shows a run: group, title, tags and configuration, from the configuration it keeps."""
+    title = config["method"]["title"]
+    return {
+        "group": config["name"],
+        "title": f"{title} {run_id}",
+        "tags": [*config["tags"], title, f"checkpoints={config['checkpoints']['kind']}"],
+        "config": config,
+    }
+
+
+def conclude(logger: WandbLogger, record: Mapping[str, Any], folder: Path, fit_folder: Path) -> None:
+    """Tells Weights & Biases what a finished run leaves behind: figures, table, adapter, scores."""
+    logger.log_pictures("figures", [folder / figure for figure in record["figures"]])
+    logger.log_table("scores", *stage_table(record))
+    files = [fit_folder / "adapter" / file for file in record["adapter"]]
+    if files:
+        logger.log_files(f"adapter-{record['fit_id']}", "adapter", files)
+    logger.close({name: value for name, value in record["scores"].items() if value is not None})
+
+
+@contextmanager
+def assembled(
+    method: Mapping[str, Any],
+    where: str,
+    models: Models,
+    palette: Palette | None,
+    num_classes: int,
+    seed: int,
+    hashes: Mapping[str, str],
+) -> Iterator[Assembled]:
+    """A method's objects, its adapter attached to the model only inside.
+
+    Args:
+        method: its keys, as plain containers.
+        where: its key in the configuration, for error messages.
+        models: the model that is loaded already, where there is one.
+        palette: which colour means which class, or None where there are none.
+        num_classes: K.
+        seed: of first weights and of the task.
+        hashes: fingerprints of its checkpoints.
+
+    Raises:
+        ValueError: the configuration names something that cannot work.
+    """
+    available = {"palette": palette, "num_classes": num_classes, "seed": seed}
+    of_model = {name: value for name, value in hashes.items() if name.startswith("model")}
+    model = models.get(method, where, available, of_model)
+    adapter = build(method["adapter"], f"{where}.adapter")
+    try:
+        if adapter is not None:
+            adapter.attach(model.parts())
+        bare = predictor = build(method["predictor"], f"{where}.predictor", model=model, **available)
+        for name, wrapper in method["wrappers"].items():
+            if wrapper is not None:  # method.wrappers.NAME=null leaves one out
+                predictor = build(wrapper, f"{where}.wrappers.{name}", predictor=predictor, **available)
+        task = build(method["task"], f"{where}.task", model=model, adapter=adapter, **available)
+        yield Assembled(task, bare, predictor)
+    finally:
+        if adapter is not None:
+            lora.detach(model.parts())
+
+
 @dataclass
 class Job:
-    """One method on one data set with one seed: its identity, and how its record comes about."""
+    """One method on one data set with one seed: its identity, and how its record comes about.
+
+    Attributes:
+        settings: the whole configuration, as plain containers.
+        method: the method's part of it.
+        data: a prepared data module.
+        where: the method's key in the configuration, for error messages.
+        trained_by: the record of the run whose training is used, so that nothing is trained; None trains.
+        fit_id: what is trained, or None where nothing is.
+        run_id: what is scored.
+    """
 
     settings: Mapping[str, Any]
     method: Mapping[str, Any]
     data: DataModule
-    where: str = "method"  # the method's key in the configuration, for error messages
+    where: str = "method"
+    trained_by: Mapping[str, Any] | None = None
     fit_id: str | None = field(init=False)
     run_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         method, data = self.method, self.data
-        self.precision = _precision(self.settings["trainer"])
+        self.precision = precision_of(self.settings["trainer"])
         try:
             self.weights = weights_of(method)
         except ValueError as error:
@@ -150,8 +233,8 @@ class Job:
             **{name: value for name, value in self.settings["trainer"].items() if name not in WHERE_TO_COMPUTE},
             "precision": self.precision,  # never "auto", which means one thing here and another there
         }
-        self.fit_id = None
-        if method["task"] is not None:
+        self.fit_id = None if self.trained_by is None else self.trained_by["fit_id"]
+        if method["task"] is not None and self.trained_by is None:
             fitted = {"adapter": method["adapter"], "task": method["task"]}
             self.fit_id = identity(base, fitted, data.fingerprint("train", "val"))
         scored = {"predictor": method["predictor"], "wrappers": method["wrappers"], "weights": self.weights["hashes"]}
@@ -198,33 +281,23 @@ class Job:
 
     @contextmanager
     def assembled(self, models: Models) -> Iterator[Assembled]:
-        """The method's objects, its adapter attached to the model only inside.
+        """As the function ``assembled``, and what is to be trained has been looked at.
 
         Raises:
             ValueError: the configuration names something that cannot work.
         """
-        method, data = self.method, self.data
-        available = {"palette": data.palette, "num_classes": data.num_classes, "seed": self.settings["seed"]}
-        hashes = {name: value for name, value in self.weights["hashes"].items() if name.startswith("model")}
-        model = models.get(method, self.where, available, hashes)
-        adapter = build(method["adapter"], f"{self.where}.adapter")
-        try:
-            if adapter is not None:
-                adapter.attach(model.parts())
-            bare = predictor = build(method["predictor"], f"{self.where}.predictor", model=model, **available)
-            for name, wrapper in method["wrappers"].items():
-                if wrapper is not None:  # method.wrappers.NAME=null leaves one out
-                    predictor = build(wrapper, f"{self.where}.wrappers.{name}", predictor=predictor, **available)
-            task = build(method["task"], f"{self.where}.task", model=model, adapter=adapter, **available)
-            if task is not None:
-                try:
-                    task.check(len(data.visits(task)))
-                except ValueError as error:
-                    raise ValueError(f"{self.where}.task.schedule: {error}") from None
-            yield Assembled(task, bare, predictor)
-        finally:
-            if adapter is not None:
-                lora.detach(model.parts())
+        data, seed, hashes = self.data, self.settings["seed"], self.weights["hashes"]
+        with assembled(self.method, self.where, models, data.palette, data.num_classes, seed, hashes) as made:
+            if made.task is not None and not self._fitted():
+                self._check(made.task)
+            yield made
+
+    def _check(self, task: Task) -> None:
+        for key, look in (("optimizer", task.optimizer), ("schedule", lambda: task.check(len(self.data.visits(task))))):
+            try:
+                look()
+            except ValueError as error:
+                raise ValueError(f"{self.where}.task.{key}: {error}") from None
 
     def _run(self, method: Assembled) -> dict[str, Any]:
         """Trains the method and scores it where it can be, and writes everything down."""
@@ -232,20 +305,15 @@ class Job:
         write_atomically(self.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(self._config())))
         wandb = self._wandb()
         try:
-            record, figures = self._work(method, wandb)
+            record = self._work(method, wandb)
             for logger in wandb:
-                logger.log_pictures("figures", figures)
-                logger.log_table("scores", *stage_table(record))
-                files = [self.fit_folder / "adapter" / file for file in record["adapter"]]
-                if files:
-                    logger.log_files(f"adapter-{self.fit_id}", "adapter", files)
-                logger.close({name: value for name, value in record["scores"].items() if value is not None})
+                conclude(logger, record, self.folder, self.fit_folder)
             return record
         finally:
             for logger in wandb:
                 logger.close({}, failed=True)  # unless it was closed above
 
-    def _work(self, method: Assembled, wandb: list[WandbLogger]) -> tuple[dict[str, Any], list[Path]]:
+    def _work(self, method: Assembled, wandb: list[WandbLogger]) -> dict[str, Any]:
         """Fit and evaluation, and the record and figures of both."""
         fitted: dict[str, Any] = {"minutes": 0.0, "files": [], "scores": {}}
         figures = []
@@ -262,10 +330,14 @@ class Job:
             "adapter": fitted["files"],
             "fit": fitted.get("made_by"),  # the run may have found what another commit or device trained
         }
+        if self.trained_by is not None:
+            results["scores"] = {}  # of a validation on other data
+            source = {name: self.trained_by[name] for name in ("run_id", "experiment", "commit", "dirty")}
+            results["evaluates"] = {**source, "data": self.trained_by["data"]}
         if method.predictor is not None and self.data.palette is not None:  # without classes there is nothing to score
             evaluation, minutes = self._evaluate(method.predictor, wandb)
             results |= {
-                "scores": fitted["scores"] | evaluation.scores,
+                "scores": results["scores"] | evaluation.scores,
                 "per_unit": evaluation.per_unit,
                 "stages": evaluation.stages,
                 "stages_per_unit": evaluation.stages_per_unit,
@@ -283,7 +355,7 @@ class Job:
                 path = self.folder / "figures" / "dice.png"
                 figures.append(draw_dice(evaluation.pictures, path, note, **self.settings["dice"]))
         results["figures"] = [path.relative_to(self.folder).as_posix() for path in figures]
-        return self._record(status="done", **results), figures
+        return self._record(status="done", **results)
 
     def _evaluate(self, predictor: Any, wandb: list[WandbLogger]) -> tuple[EvaluationTask, dict[str, float]]:
         assert self.data.palette is not None
@@ -313,7 +385,7 @@ class Job:
 
     def _fitted(self) -> bool:
         """Whether an earlier run with the same fit has trained it, and that is to be used."""
-        return (self.fit_folder / "fit.json").is_file() and not self.settings["force"]
+        return (self.fit_folder / "fit.json").is_file() and (self.trained_by is not None or not self.settings["force"])
 
     def _fit(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
         """Trains, or loads what an earlier run with the same fit trained; other runs may want the same at once."""
@@ -414,14 +486,7 @@ class Job:
                 "logger.wandb",
                 folder=self.folder,
                 run_id=self.run_id,
-                group=self.settings["name"],
-                title=f"{self.method['title']} {self.run_id}",
-                tags=[
-                    *self.settings["tags"],
-                    self.method["title"],
-                    f"checkpoints={self.settings['checkpoints']['kind']}",
-                ],
-                config=self._config(),
+                **presented(self.run_id, self._config()),
             )
         ]
 
@@ -431,7 +496,12 @@ class Job:
         return settings
 
     def _record(self, status: str, **results: Any) -> dict[str, Any]:
-        data = self.data
+        data, source = self.data, self.trained_by
+        given = {
+            "images": len(data.train) if self.method["given"]["images"] else 0,
+            "labels": len(data.train) if self.method["given"]["labels"] else 0,
+            "pretraining": self.method["given"]["pretraining"],
+        }
         record = {
             "run_id": self.run_id,
             "fit_id": self.fit_id,
@@ -443,15 +513,11 @@ class Job:
                 "class_names": data.source.class_names,
                 **data.names,
             },
-            "num_train": len(data.train),
+            "num_train": len(data.train) if source is None else source["num_train"],
             "checkpoints": {"kind": self._kind(), **self.weights},
             "seed": self.settings["seed"],
             **self._made_by(),
-            "given": {
-                "images": len(data.train) if self.method["given"]["images"] else 0,
-                "labels": len(data.train) if self.method["given"]["labels"] else 0,
-                "pretraining": self.method["given"]["pretraining"],
-            },
+            "given": given if source is None else source["given"],
             "status": status,
             "config": self._config(),
             **results,
@@ -465,10 +531,17 @@ class Job:
         """Which code, libraries and device are at work."""
         code, dirty = loaded_code()
         on = device(gpu=_on_gpu(self.settings["trainer"]))
-        return {"commit": code, "dirty": dirty, "versions": versions(), "device": on, "precision": self.precision}
+        made = {"commit": code, "dirty": dirty, "versions": versions(), "device": on, "precision": self.precision}
+        own = own_code(self.method, self.settings["data"])
+        return {**made, "own": own} if own else made
 
     def _kind(self) -> str:
         return str(self.settings["checkpoints"]["kind"]) if self.weights["ids"] else "none"
+
+
+def own_code(*nodes: Mapping[str, Any]) -> dict[str, str]:
+    """Packages outside geoseg whose objects these parts of a configuration name, with a fingerprint of their code."""
+    return {package: source_digest(package) for package in own_packages(list(nodes))}
 
 
 def _on_gpu(trainer: Mapping[str, Any]) -> bool:
@@ -476,7 +549,7 @@ def _on_gpu(trainer: Mapping[str, Any]) -> bool:
     return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
-def _precision(trainer: Mapping[str, Any]) -> str:
+def precision_of(trainer: Mapping[str, Any]) -> str:
     """The precision to compute in: what "auto" stands for on this machine, or what was asked for.
 
     Raises:
@@ -507,10 +580,13 @@ def _precision(trainer: Mapping[str, Any]) -> str:
 def stale(found: Mapping[str, Any]) -> str:
     """What to say of a record or fit that other code may have made, "" where the code is the same."""
     now, dirty = loaded_code()
-    if found["commit"] == now and not found["dirty"] and not dirty:
+    own = sorted(package for package, digest in found.get("own", {}).items() if source_digest(package) != digest)
+    if found["commit"] != now or found["dirty"] or dirty:
+        changed = " with uncommitted changes"
+        told = f", made by commit {found['commit']}{changed * found['dirty']}, the code is now {now}{changed * dirty}"
+        told += f"; {', '.join(own)} changed too" * bool(own)
+    elif own:
+        told = f", made by other code of {', '.join(own)}"
+    else:
         return ""
-    changed = " with uncommitted changes"
-    return (
-        f", made by commit {found['commit']}{changed * found['dirty']}, the code is now {now}{changed * dirty}; "
-        "force=true runs it anew"
-    )
+    return f"{told}; force=true runs it anew"

@@ -117,6 +117,10 @@ class WandbLogger(Logger):
         config: what is shown as the run's configuration; secrets must be taken out before.
         project: wandb's project.
         entity: wandb's user or team; None takes the account's default.
+        anew: replace what wandb has under this id; else go on with it.
+
+    Attributes:
+        failed: whether anything has gone wrong inside wandb.
     """
 
     _staging: str | None = None  # of the latest run in this process
@@ -132,11 +136,13 @@ class WandbLogger(Logger):
         config: Mapping[str, Any],
         project: str = "geoseg",
         entity: str | None = None,
+        anew: bool = False,
     ) -> None:
         super().__init__()
         self._run: Any = None
+        self.failed = False
         self._version = run_id
-        start = partial(self._start, folder, group, title, tags, config, project, entity)
+        start = partial(self._start, folder, group, title, tags, config, project, entity, anew)
         mode = os.environ.get("WANDB_MODE", "offline")
         if mode == "online":
             if not WandbLogger._unreachable:
@@ -160,6 +166,11 @@ class WandbLogger(Logger):
     @property
     def version(self) -> str:
         return self._version
+
+    @property
+    def files(self) -> Path | None:
+        """The folder that wandb writes to, while it does."""
+        return None if self._run is None else Path(self._run.dir).parent
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -225,6 +236,7 @@ class WandbLogger(Logger):
         config: Mapping[str, Any],
         project: str,
         entity: str | None,
+        anew: bool,
         mode: str,
     ) -> None:
         import wandb
@@ -243,7 +255,7 @@ class WandbLogger(Logger):
             tags=list(tags),
             config=dict(config),
             mode=cast(Any, mode),
-            resume="allow",
+            resume=None if anew else "allow",
             reinit="finish_previous",
             settings=wandb.Settings(
                 silent=True,
@@ -267,7 +279,7 @@ class WandbLogger(Logger):
                 warnings.simplefilter("ignore")  # wandb's own advice; what matters reaches the except below
                 action()
         except Exception as error:
-            self._run = None
+            self._run, self.failed = None, True
             log.warning("Weights & Biases is off for the rest of this run: %s", error)
 
 

@@ -1,7 +1,9 @@
-"""Optimizers and learning-rate schedules; the only place that knows bitsandbytes."""
+"""Optimizers and learning-rate schedules; the only place that knows bitsandbytes and prodigyopt."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,11 +54,73 @@ def adamw8bit(
     return AdamW8bit(checked, weight_decay=weight_decay, betas=_pair(betas), eps=eps, min_8bit_size=min_8bit_size)
 
 
-def state_bytes(optimizer: Optimizer) -> int:
-    """Bytes that the running means of an AdamW will take once it has moved.
+def prodigy(
+    groups: Groups,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    d_coef: float = 1.0,
+    d0: float = 1e-6,
+    growth_rate: float | None = None,
+    use_bias_correction: bool = False,
+    safeguard_warmup: bool = False,
+) -> Optimizer:
+    """Prodigy (Mishchenko and Defazio 2023, arXiv 2306.06101): Adam that finds its learning rate while it trains.
 
-    In 8 bits, a block of 256 elements has a factor of 32 bits, and two tables of 256 numbers serve all.
+    Args:
+        groups: see ``Groups``; every lr is 1, or another one for all, which multiplies the rate that is found.
+        weight_decay: see ``adamw``.
+        betas: see ``adamw``.
+        eps: see ``adamw``.
+        d_coef: multiplies the estimate of the rate; its authors' way to tune it, 0.5 to 2.
+        d0: the estimate to begin with.
+        growth_rate: largest factor by which the estimate grows in a step, such as 1.02; None sets no bound.
+        use_bias_correction: Adam's own, which the library leaves off.
+        safeguard_warmup: for schedules with a warm-up, whose small first rates would spoil the estimate.
+
+    Raises:
+        ValueError: prodigyopt is not installed, rates differ or are far from 1, or a group lacks something.
     """
+    checked = _checked(groups)
+    rates = {str(group.get("name", i)): float(group["lr"]) for i, group in enumerate(checked) if group["lr"]}
+    told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    if len(set(rates.values())) > 1:
+        raise ValueError(
+            f"prodigy has one rate for all groups, got {told}; use 1 for each (method.task.lr.unet=1 "
+            "method.task.lr.text=1), and 0 for one that is not to be trained"
+        )
+    if not all(0.1 <= rate <= 10 for rate in rates.values()):
+        raise ValueError(f"prodigy finds the learning rate itself and lr multiplies it: 1 is wanted, got {told}")
+    try:
+        from prodigyopt import Prodigy
+    except ImportError as error:
+        raise ValueError("prodigy needs prodigyopt: pip install prodigyopt, or choose adamw") from error
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that its weight decay is decoupled
+        return Prodigy(
+            checked,
+            lr=1.0,
+            weight_decay=weight_decay,
+            betas=_pair(betas),
+            eps=eps,
+            d_coef=d_coef,
+            d0=d0,
+            growth_rate=math.inf if growth_rate is None else growth_rate,
+            use_bias_correction=use_bias_correction,
+            safeguard_warmup=safeguard_warmup,
+        )
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes that what an optimizer of this module keeps will take once it has moved.
+
+    In 8 bits, a block of 256 elements has a factor of 32 bits, and two tables of 256 numbers serve all. Prodigy keeps
+    four numbers per weight, and three where all weights of a tensor begin at 0, as half of a LoRA does.
+    """
+    if "d_coef" in optimizer.defaults:
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        # tensors without content are counted in full
+        begun = {id(p): p.is_meta or bool(p.detach().any()) for p in weights}
+        return sum(p.element_size() * (4 * p.numel() if begun[id(p)] else 3 * p.numel() + 1) for p in weights)
     numbers = [p.numel() for group in optimizer.param_groups for p in group["params"]]
     settings: Any = getattr(optimizer, "args", None)  # bitsandbytes
     if getattr(settings, "optim_bits", 32) != 8:

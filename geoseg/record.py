@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -67,6 +68,56 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def find_run(run: str | os.PathLike[str], runs: str | os.PathLike[str] = "runs") -> tuple[Path, dict[str, Any]]:
+    """The folder of a finished run and its record.
+
+    Args:
+        run: its folder, or its run id, or as much of the id's beginning as no other run has.
+        runs: where runs are looked for by their id.
+
+    Raises:
+        ValueError: there is no such run, several, or it is not finished.
+    """
+    folder = Path(run).expanduser()
+    if not folder.is_dir():
+        if folder.parent != Path():
+            raise ValueError(f"there is no folder {folder}; a run's folder is runs/EXPERIMENT/RUN_ID")
+        below = sorted(path.parent for path in Path(runs).rglob("record.json"))
+        alike = [path for path in below if path.name.startswith(str(run))]
+        if not alike or len({path.name for path in alike}) > 1:
+            shown = ", ".join(path.as_posix() for path in (alike or below)[:5])
+            problem = f"{len(alike)} runs below {runs} begin with {run}" if alike else f"no run below {runs} is {run}"
+            raise ValueError(f"{problem}; " + (f"name one of {shown}" if shown else "runs=FOLDER says where runs lie"))
+        folder = alike[0]  # one run may stand in several experiments, and says the same in each
+    record = read_record(folder)
+    if record is None:
+        inside = sorted(path.parent.as_posix() for path in folder.glob("*/record.json"))
+        hint = f"name one of those in it: {', '.join(inside[:5])}" if inside else "its command has to come to its end"
+        raise ValueError(f"{folder} is no finished run, since it has no record.json; {hint}")
+    if record["status"] != "done":
+        raise ValueError(f"the run in {folder} is not finished ({record.get('error', record['status'])}); repeat it")
+    return folder, record
+
+
+def runs_of(folder: Path, record: Mapping[str, Any]) -> Path:
+    """The folder of runs that a run lies in, with what it trained below ``fits``.
+
+    Raises:
+        ValueError: what it trained is not there.
+    """
+    above = [*folder.parents, *folder.absolute().parents]
+    fit = record["fit_id"]
+    if fit is None:
+        return folder.parent.parent if len(folder.parts) > 2 else folder.absolute().parent.parent
+    for place in above:
+        if (place / "fits" / fit / "fit.json").is_file():
+            return place
+    raise ValueError(
+        f"what the run in {folder} trained, fits/{fit}, is in no folder above it: it was moved, deleted or is just "
+        "being trained anew; repeat the run's command with force=true"
+    )
+
+
 def commit() -> tuple[str | None, bool]:
     """The git commit of the code and whether files differ from it; (None, False) outside a checkout."""
     here = Path(__file__).resolve().parent
@@ -89,6 +140,20 @@ def commit() -> tuple[str | None, bool]:
 def loaded_code() -> tuple[str | None, bool]:
     """``commit`` as it was when this process first asked: later changes to files are not what it runs."""
     return commit()
+
+
+@functools.cache
+def source_digest(package: str) -> str:
+    """A fingerprint of the Python files of an importable package or module, as they were when this was first asked."""
+    spec = importlib.util.find_spec(package)
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    files = [file for place in places for file in sorted(Path(place).rglob("*.py"))]
+    if not places and spec is not None and spec.origin:
+        files = [Path(spec.origin)]
+    total = hashlib.sha256()
+    for file in files:
+        total.update(f"{file.name}:".encode() + file.read_bytes())
+    return total.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

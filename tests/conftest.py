@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # before the libraries that read them are imported
@@ -101,6 +104,47 @@ def tiny_run(tiny_checkpoints: list[str]) -> list[str]:
         "method.predictor.steps=4",
         "method.wrappers.sam.points_per_side=4",
     ]
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Finished runs of label LoRA, a U-Net and the input as is.
+
+    ``runs`` is their folder; ``folders``, ``records`` and ``predictions`` are by title; a prediction is what the run
+    said of each test profile, by its name.
+    """
+    from geoseg.cli import main
+    from geoseg.tasks.evaluation import EvaluationTask
+
+    folder = tmp_path_factory.mktemp("trained")
+    unet = ["rivals.unet.model.depth=3", "rivals.unet.task.crop=32", "rivals.unet.task.fit.epochs=1"]
+    unet += ["rivals.unet.task.fit.repeats=2", "rivals.unet.task.schedule.warmup=0"]
+    words = ["run", "experiment=label_lora", *tiny_run, *unet, "data.batch_size=1", "sample_every=0", "figure_rows=0"]
+    words += [f"rivals.{name}=null" for name in ("without_lora", "label_lora_tuned", "blinded")]
+    said: dict[int, dict[str, Any]] = {}
+    remember = EvaluationTask._remember
+
+    def spied(self: EvaluationTask, batch: Any, prediction: Any, *rest: Any) -> None:
+        said.setdefault(id(self), {})[batch["name"][0]] = prediction
+        said[id(self)]["task"] = self  # so that no other one gets its id
+        remember(self, batch, prediction, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+        patch.setattr(EvaluationTask, "_remember", spied)
+        assert main(words) == 0
+    found = {
+        record["method"]: (path.parent, record)
+        for path in sorted(folder.rglob("record.json"))
+        for record in [json.loads(path.read_text())]
+    }
+    titles = ("label LoRA", "input as is", "U-Net")  # as they were run
+    assert found.keys() == set(titles)
+    return SimpleNamespace(
+        runs=folder / "runs",
+        folders={title: place for title, (place, _) in found.items()},
+        records={title: record for title, (_, record) in found.items()},
+        predictions=dict(zip(titles, said.values(), strict=True)),
+    )
 
 
 @pytest.fixture

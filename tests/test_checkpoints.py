@@ -130,14 +130,19 @@ def adamw8bit(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     return optim.adamw8bit(groups, weight_decay=0.01, min_8bit_size=1)
 
 
-OPTIMIZERS = {"adamw": functools.partial(optim.adamw, weight_decay=0.01), "adamw8bit": adamw8bit}
+OPTIMIZERS = {
+    "adamw": functools.partial(optim.adamw, weight_decay=0.01),
+    "adamw8bit": adamw8bit,
+    "prodigy": functools.partial(optim.prodigy, weight_decay=0.01, d0=1e-3, d_coef=2.0, use_bias_correction=True),
+}
+RATES = {"prodigy": {"unet": 1.0, "text": 1.0}}
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("accumulate", "val", "ema"), [(1, 2, 0.9), (2, 0, None)])
 def test_two_kills_change_nothing(optimizer: str, accumulate: int, val: int, ema: float | None, tmp_path: Path) -> None:
     def go(folder: str, *acts: pl.Callback) -> tuple[dict[str, Tensor], Checkpoints, list[str]]:
-        what = task(OPTIMIZERS[optimizer], accumulate=accumulate, ema=ema)
+        what = task(OPTIMIZERS[optimizer], accumulate=accumulate, ema=ema, lr=RATES.get(optimizer))
         return train(tmp_path / folder, what, source(val=val), acts)
 
     whole, _, log = go("whole")
@@ -147,11 +152,15 @@ def test_two_kills_change_nothing(optimizer: str, accumulate: int, val: int, ema
     learnt, _, joined = go("parts")
     assert same(learnt, whole)
     assert joined == log
-    if optimizer == "adamw8bit":
+    if optimizer != "adamw":
         states = torch.load(Checkpoints(tmp_path / "parts" / "checkpoints", JsonLines(tmp_path)).latest().path)  # type: ignore[union-attr]
         kept = states["optimizer_states"][0]["state"].values()
+    if optimizer == "adamw8bit":
         means = [state["__bnb_optimizer_quant_state__"][name] for state in kept for name in ("state1", "state2")]
         assert {mean.dtype for mean in means} == {torch.uint8}
+    if optimizer == "prodigy":
+        assert all(state.keys() >= {"s", "p0", "exp_avg", "exp_avg_sq"} for state in kept)
+        assert all(group["d_numerator"] for group in states["optimizer_states"][0]["param_groups"])
 
 
 @pytest.mark.parametrize(("accumulate", "val"), [(1, 2), (2, 2), (3, 0)])

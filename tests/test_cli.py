@@ -48,7 +48,7 @@ def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str
     assert run_cli("rnu") == 2
     assert "no command 'rnu'; did you mean run?" in capsys.readouterr().err
     assert run_cli("xyz") == 2
-    assert "there are run, demo, report, export, doctor, fetch, status" in capsys.readouterr().err
+    assert "there are run, demo, evaluate, report, export, sync, doctor, fetch, status" in capsys.readouterr().err
     assert run_cli("demo", "--help") == 0
     assert "experiment=label_lora" in capsys.readouterr().out
 
@@ -133,6 +133,10 @@ def test_the_check_takes_what_is_right() -> None:
         (["method.predictor.prompt='a <lora:vai2:1>'"], "vai1"),
         (["method.task.lr.unet=-0.001"], "a learning rate must not be negative"),
         (["method.task.lr={unet: 0, text: 0}"], "every learning rate is 0"),
+        (
+            ["method.task.optimizer._target_=geoseg.optim.prodigy"],
+            "method.task.optimizer: prodigy has one rate for all groups, got unet 0.0001, text 1e-05; use 1 for each",
+        ),
         (["method.task.fit.epochs=0"], "method.task.fit: epochs must be 1 or more, got 0"),
         (["method.task.schedule.warmup=99999"], "method.task.schedule: warmup must be from 0 to below the"),
         (

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from geoseg import memory
 from geoseg.data.module import DataModule
 from geoseg.data.synthetic import SyntheticEarth
-from geoseg.optim import adamw, adamw8bit, state_bytes
+from geoseg.optim import adamw, adamw8bit, prodigy, state_bytes
 from geoseg.palette import Palette, facies_palette
 from geoseg.predictors.img2img import Img2Img
 from tests.training import label_lora
@@ -78,10 +78,11 @@ def test_checkpointing_and_half_precision_take_less() -> None:
     assert memory.count(lambda: memory.step(frugal, data.train), "16-mixed", True) < like_cuda / 2
 
 
-@pytest.mark.parametrize("make", [adamw, adamw8bit])
-def test_the_state_of_an_optimizer_to_the_byte(make: Callable[..., torch.optim.Optimizer]) -> None:
+@pytest.mark.parametrize(("make", "lr"), [(adamw, 1e-3), (adamw8bit, 1e-3), (prodigy, 1.0)])
+def test_the_state_of_an_optimizer_to_the_byte(make: Callable[..., torch.optim.Optimizer], lr: float) -> None:
     parameters = [torch.nn.Parameter(torch.randn(count)) for count in (10, 4095, 4096, 5000, 70001)]
-    optimizer = make([{"params": parameters, "lr": 1e-3, "name": "all"}])
+    parameters.append(torch.nn.Parameter(torch.zeros(300)))  # as half of a LoRA begins
+    optimizer = make([{"params": parameters, "lr": lr, "name": "all"}])
     foreseen = state_bytes(optimizer)
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)

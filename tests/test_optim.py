@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from geoseg.optim import adamw, adamw8bit, constant, cosine
+from geoseg.optim import adamw, adamw8bit, constant, cosine, prodigy
 
 
 def groups() -> list[dict]:
@@ -76,6 +78,59 @@ def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ValueError, match="pip install bitsandbytes"):
         adamw8bit(groups())
+
+
+def at_one() -> list[dict]:
+    return [{**group, "lr": 1.0} for group in groups()]
+
+
+def test_prodigy_finds_its_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    target = torch.linspace(-1, 1, 80 * 64).view(80, 64)
+    p = nn.Parameter(torch.zeros(80, 64))
+    optimizer = prodigy([{"params": [p], "lr": 1.0, "name": "unet"}])
+    for _ in range(150):
+        optimizer.zero_grad()
+        (p - target).square().mean().backward()
+        optimizer.step()
+    (group,) = optimizer.param_groups
+    assert group["name"] == "unet"
+    assert group["d"] > 1e-3  # from 1e-6
+    assert (p - target).square().mean() < 0.2 * target.square().mean()
+    assert capsys.readouterr().out == ""
+
+
+def test_d_coef_multiplies_what_prodigy_finds() -> None:
+    found = []
+    for d_coef in (1.0, 2.0):
+        given = at_one()
+        optimizer = prodigy(given, weight_decay=0.0, d_coef=d_coef)
+        for _ in range(2):  # in the first step nothing has moved yet, so there is nothing to estimate from
+            for group in given:
+                group["params"][0].grad = torch.ones(80, 64)
+            optimizer.step()
+        found.append(optimizer.param_groups[0]["d_hat"])
+    assert found[1] == pytest.approx(2 * found[0])
+
+
+def test_prodigy_says_what_rates_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"one rate for all groups, got unet 0.01, text 0.001; use 1 for each"):
+        prodigy(groups())
+    with pytest.raises(ValueError, match=r"lr multiplies it: 1 is wanted, got unet 0.001"):
+        prodigy([{**groups()[0], "lr": 1e-3}])
+    with pytest.raises(ValueError, match="there is no parameter group"):
+        prodigy([])
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(ValueError, match="pip install prodigyopt"):
+        prodigy(at_one())
+
+
+def test_a_run_with_prodigy(tiny_run: list[str], run_cli: Callable[..., int], tmp_path: Path) -> None:
+    words = ["method.task.optimizer._target_=geoseg.optim.prodigy", "sample_every=0"]
+    words += ["method.task.lr.unet=1", "method.task.lr.text=0", "method.task.fit.epochs=3", "method.wrappers.sam=null"]
+    assert run_cli("run", *tiny_run, *words, "foresee=true") == 0
+    (log,) = (tmp_path / "runs" / "fits").glob("*/metrics.jsonl")
+    rates = [line["lr/unet"] for line in map(json.loads, log.read_text().splitlines()) if "lr/unet" in line]
+    assert rates[0] == pytest.approx(1e-6, rel=1e-5) and rates == sorted(rates)  # it only grows
 
 
 @pytest.mark.parametrize("factory", [adamw, adamw8bit])

@@ -132,8 +132,12 @@ class DataModule(pl.LightningDataModule):
         """K of the source."""
         return self.source.num_classes
 
-    def prepare(self) -> None:
+    def prepare(self, train: bool = True) -> None:
         """Chooses the splits and checks every sample in them, before any work starts.
+
+        Args:
+            train: False chooses nothing to train or validate on, for methods that were trained elsewhere: the test set
+                is the one that the source prescribes, else every sample there is.
 
         Raises:
             ValueError: too few samples, unknown names, or whatever the source finds wrong.
@@ -148,20 +152,28 @@ class DataModule(pl.LightningDataModule):
             pools[self.source.split(name)].append(name)
         prescribed = any(pools[split] for split in ("train", "val", "test"))
         train_pool = pools["train"] if prescribed else pools[None]
-        train = self._choose_train(train_pool, prescribed)
-        if prescribed:
+        chosen = self._choose_train(train_pool, prescribed) if train else []
+        if not train:
+            val, test = [], pools["test"] if prescribed else train_pool
+        elif prescribed:
             val, test = pools["val"], pools["test"]
         else:
-            rest = [name for name in train_pool if name not in set(train)]
+            rest = [name for name in train_pool if name not in set(chosen)]
             val = choose_random(rest, self.num_val or 0, self.seed)
             test = [name for name in rest if name not in set(val)]
         self.names = {
-            "train": train,
-            "val": self._cut("num_val", self.num_val, val),
+            "train": chosen,
+            "val": self._cut("num_val", self.num_val, val) if train else [],
             "test": self._cut("num_test", self.num_test, test),
         }
         self.source.check([name for names in self.names.values() for name in names])
         self.train, self.val, self.test = (Split(self.source, self.names[s]) for s in ("train", "val", "test"))
+
+    def leave_out(self, names: Sequence[str]) -> None:
+        """Takes samples out of the test set."""
+        self.names["test"] = [name for name in self.names["test"] if name not in set(names)]
+        self.test = Split(self.source, self.names["test"])
+        self._fingerprints.pop("test", None)
 
     def fingerprint(self, *splits: str) -> str:
         """A hex digest of the content of the named splits and of who is in which."""

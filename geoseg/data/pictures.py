@@ -92,6 +92,11 @@ def _eight_bit(picture: Image.Image, grey_range: Sequence[float] | None) -> np.n
             f"pixels are of type {picture.mode}, with values {array.min():g} to {array.max():g}; say for all profiles "
             "which value is black and which white, or save it as 8-bit grey"
         )
+    return in_greys(array, grey_range)
+
+
+def in_greys(array: np.ndarray, grey_range: Sequence[float]) -> np.ndarray:
+    """Values [H, W] of any range as uint8: what ``grey_range`` calls black and white, and evenly what lies between."""
     black, white = grey_range
     return np.rint(255 * ((array - black) / (white - black)).clip(0, 1)).astype(np.uint8)
 

@@ -48,8 +48,9 @@ class Watch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._names = list(batch["name"])
-        # the rates of this step; when it has ended, the schedule has moved on
-        self._rates = {f"lr/{group['name']}": float(group["lr"]) for group in trainer.optimizers[0].param_groups}
+        # the rates of this step; when it has ended, the schedule has moved on. Prodigy multiplies them by what it found
+        groups = trainer.optimizers[0].param_groups
+        self._rates = {f"lr/{group['name']}": float(group["lr"] * group.get("d", 1.0)) for group in groups}
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._seen = []
 
