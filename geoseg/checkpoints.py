@@ -180,7 +180,7 @@ class Checkpoints(pl.Callback):
         self._line = (step - 1, unlogged) if unlogged else None
         part = self.folder / f".step_{step:08d}.part"
         try:
-            trainer.save_checkpoint(part)
+            trainer.save_checkpoint(part, weights_only=False)
             with part.open("rb") as file:
                 os.fsync(file.fileno())
             part.replace(self.folder / f"step_{step:08d}-{_digest(part)}.ckpt")

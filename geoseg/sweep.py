@@ -105,10 +105,10 @@ def job(cfg: DictConfig, models: Any = None, brief: bool = False) -> float | Non
     Raises:
         ValueError: it cannot work; or the objective is no score of it.
     """
-    quieten()
     from geoseg.report import print_run
     from geoseg.run import run
 
+    quieten()  # only now, since Lightning sets its level when it is imported
     records, folder = run(cfg, models)
     if brief:
         for record in records:
@@ -401,8 +401,8 @@ def _prepare() -> None:
     from geoseg.config import register_resolvers
 
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    quieten()
     importlib.import_module("geoseg.run")
+    quieten()
     setup_globals()
     register_resolvers()
 

@@ -259,8 +259,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     whole, _, log = train(tmp_path / "whole")
     real = pl.Trainer.save_checkpoint
 
-    def full(trainer: pl.Trainer, path: Path, *args: Any) -> None:
-        real(trainer, path, *args)
+    def full(trainer: pl.Trainer, path: Path, **options: Any) -> None:
+        real(trainer, path, **options)
         if trainer.global_step == 6:
             Path(path).write_bytes(Path(path).read_bytes()[:1000])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

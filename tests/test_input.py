@@ -109,7 +109,7 @@ def test_a_prompt_works_or_the_line_to_type_is_shown(
 ) -> None:
     seen: list[DictConfig] = []
 
-    def looked(cfg: DictConfig) -> None:
+    def looked(cfg: DictConfig, models: object = None) -> None:
         seen.append(cfg)
         raise ValueError("looked")
 
@@ -286,7 +286,7 @@ def test_a_disk_that_fills_up(
     words = [*tiny_run, "method.wrappers.sam=null", "method.task.fit.epochs=1", "figure_rows=0", "sample_every=0"]
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", filling)
-        assert run_cli("run", *words) == 3
+        assert run_cli("run", *words) == 4
     assert "geoseg: no room is left for results in runs; mend that and give the same" in capsys.readouterr().err
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
     assert not list(tmp_path.rglob("record.json"))
