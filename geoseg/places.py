@@ -141,8 +141,12 @@ def _me() -> str:
 
 
 def _whose(file: IO[str]) -> str:
-    file.seek(0)
-    who = file.read().strip() or "another process"
+    for _ in range(10):
+        file.seek(0)
+        if who := file.read().strip():
+            break
+        time.sleep(0.01)  # whoever has just taken the lock is about to sign
+    who = who or "another process"
     began = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime)
     today = began.date() == datetime.now().date()
     return f"{who} since {began:%H:%M}" if today else f"{who} since {began:%Y-%m-%d %H:%M}"
