@@ -187,7 +187,8 @@ class Checkpoints(pl.Callback):
         finally:
             part.unlink(missing_ok=True)
         self._postponed, self._latest = False, time.monotonic()
-        steps = sorted({saved.step for saved in self._all()})[-self.keep :]
+        # a damaged one that was passed over lies ahead, and must not stand in the place of a whole one
+        steps = sorted({saved.step for saved in self._all() if saved.step <= step})[-self.keep :]
         for path, old in self._all():
             if old not in steps and old != self.best.get("step"):
                 path.unlink()

@@ -230,6 +230,18 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogC
         shutil.rmtree(tmp_path / "damaged")
 
 
+def test_a_damaged_checkpoint_takes_no_place(tmp_path: Path) -> None:
+    train(tmp_path)
+    folder = tmp_path / "checkpoints"
+    for path in folder.iterdir():
+        path.rename(folder / path.name.replace("step_000000", "step_000009"))  # ahead, and damaged below
+    for path in folder.iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(Killed):
+        train(tmp_path, acts=(At(6, killed),))
+    assert [path.name[:13] for path in sorted(folder.iterdir())] == ["step_00000005", "step_00000006"]
+
+
 def test_only_what_is_trained_is_saved_and_the_latest_are_kept(tmp_path: Path) -> None:
     what = task()
     _, checkpoints, _ = train(tmp_path, what)
