@@ -19,6 +19,9 @@ def load(
     accelerator: str | None = None,
 ) -> LoadedMethod:
     """The method of a finished run, with what it has trained, to label pictures with; see ``geoseg.predict.load``."""
-    from geoseg import predict  # nothing heavy is imported before it is needed
+    from geoseg.quiet import quiet
 
-    return predict.load(run, runs, trust, moved, accelerator)
+    with quiet():
+        from geoseg import predict  # nothing heavy is imported before it is needed
+
+        return predict.load(run, runs, trust, moved, accelerator)

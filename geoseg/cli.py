@@ -343,8 +343,8 @@ def _evaluate(words: list[str]) -> int:
 
     from geoseg.config import conf_folder, register_resolvers
     from geoseg.places import DiskFull
+    from geoseg.quiet import quieten
     from geoseg.record import find_run
-    from geoseg.sweep import quieten
 
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     register_resolvers()
@@ -402,7 +402,9 @@ def _export(words: list[str]) -> int:
         epilog="A1111 and ComfyUI look for it in their folder models/Lora or models/loras; a prompt calls it by the "
         "file's name, <lora:NAME:1>. It fits the base model it was trained on, and no other.",
     )
-    parser.add_argument("source", metavar="RUN", help="runs/EXPERIMENT/RUN_ID; or an adapter's folder or file")
+    parser.add_argument(
+        "source", metavar="RUN", help="a run's folder, or its id below runs; or an adapter's folder or file"
+    )
     parser.add_argument("--to", required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument(
         "--format",
@@ -496,7 +498,7 @@ def _fetch(words: list[str]) -> int:
 
     from geoseg.config import conf_folder, register_resolvers
     from geoseg.fetch import cache, fetch, items, print_items
-    from geoseg.sweep import quieten
+    from geoseg.quiet import quieten
 
     register_resolvers()
     quieten()
@@ -527,10 +529,12 @@ def _run(words: list[str]) -> int:
 
     from geoseg import sweep
     from geoseg.config import conf_folder, register_resolvers
+    from geoseg.quiet import quieten
     from geoseg.quoting import torn
 
     sweep.register()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    quieten()  # before libraries are imported, some of which speak then
     register_resolvers()
     multirun = "-m" in words or "--multirun" in words
     # a word behind an option without = is that option's own

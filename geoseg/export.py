@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from geoseg.adapters import FILE, Adapter, read, write
-from geoseg.record import read_record
+from geoseg.record import find_run, read_record
 
 
 class Exported(NamedTuple):
@@ -37,7 +37,8 @@ def export(
     """Writes the LoRA of a run as one file, without loading the model it belongs to.
 
     Args:
-        source: a run's folder; or a folder that an adapter was saved to, or such a file.
+        source: a run's folder, or its id or the beginning of it below the folder runs; or a folder that an adapter was
+            saved to, or such a file.
         to: the ``.safetensors`` file to write.
         layout: "kohya", which kohya-ss/sd-scripts, A1111, ComfyUI and diffusers read, or "diffusers".
         dtype: of the matrices, "float32" or "float16".
@@ -82,7 +83,9 @@ def find(source: Path) -> tuple[Path, dict[str, Any] | None]:
             raise ValueError(f"{source} is no .safetensors file; give a run's folder, an adapter folder or such a file")
         return source, None
     if not source.is_dir():
-        raise ValueError(f"there is no file or folder {source}; a run's folder is runs/EXPERIMENT/RUN_ID")
+        if source.suffix or source.parent != Path():
+            raise ValueError(f"there is no file or folder {source}; a run's folder is runs/EXPERIMENT/RUN_ID")
+        source, _ = find_run(source)
     if (source / FILE).is_file():
         return source / FILE, None
     record = read_record(source)

@@ -46,6 +46,9 @@ class Palette:
         if softness <= 0:
             raise ValueError(f"softness must be above 0, got {softness}")
 
+    def __repr__(self) -> str:
+        return f"Palette({list(self.hex)})"
+
     @property
     def num_classes(self) -> int:
         """K, the number of colours."""

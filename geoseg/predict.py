@@ -60,6 +60,10 @@ class LoadedMethod:
         if isinstance(made.predictor, nn.Module):
             self._predictor = self._precision.convert_module(made.predictor).to(self._device).eval()
 
+    def __repr__(self) -> str:
+        run = f"{self.record['method']}, run {self.record['run_id']}"
+        return f"<{run} on {self.record['data']['name']}: {', '.join(self.class_names)}>"
+
     @property
     def num_classes(self) -> int:
         """K."""
@@ -127,7 +131,12 @@ class LoadedMethod:
             array = in_greys(array.astype(np.float64), self._grey_range)
         if array.dtype.kind not in "fu":
             raise ValueError(f"pixels are {array.dtype}; give uint8, or floats from 0 (black) to 1 (white)")
-        if array.dtype.kind == "f" and not (array.min() >= 0 and array.max() <= 1):  # nan is neither
+        if array.dtype.kind == "f" and (strange := int((~np.isfinite(array)).sum())):
+            raise ValueError(
+                f"{strange} of {array.size} values are no numbers (nan or infinite); say what stands there, such as "
+                "np.nan_to_num(profile, nan=0.5)"
+            )
+        if array.dtype.kind == "f" and not (array.min() >= 0 and array.max() <= 1):
             raise ValueError(
                 f"floats from {array.min():g} to {array.max():g}; 0 (black) to 1 (white) is wanted, by one rule for "
                 "all profiles, such as (a + c) / (2 * c) for amplitudes that are clipped at c"

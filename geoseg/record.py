@@ -85,14 +85,18 @@ def find_run(run: str | os.PathLike[str], runs: str | os.PathLike[str] = "runs")
         below = sorted(path.parent for path in Path(runs).rglob("record.json"))
         alike = [path for path in below if path.name.startswith(str(run))]
         if not alike or len({path.name for path in alike}) > 1:
-            shown = ", ".join(path.as_posix() for path in (alike or below)[:5])
+            shown = ", ".join(path.as_posix() for path in (alike or below)[:5]) + " ..." * (len(alike or below) > 5)
             problem = f"{len(alike)} runs below {runs} begin with {run}" if alike else f"no run below {runs} is {run}"
             raise ValueError(f"{problem}; " + (f"name one of {shown}" if shown else "runs=FOLDER says where runs lie"))
         folder = alike[0]  # one run may stand in several experiments, and says the same in each
     record = read_record(folder)
     if record is None:
         inside = sorted(path.parent.as_posix() for path in folder.glob("*/record.json"))
-        hint = f"name one of those in it: {', '.join(inside[:5])}" if inside else "its command has to come to its end"
+        hint = (
+            f"name one of those in it: {', '.join(inside[:5])}{' ...' * (len(inside) > 5)}"
+            if inside
+            else "its command has to come to its end"
+        )
         raise ValueError(f"{folder} is no finished run, since it has no record.json; {hint}")
     if record["status"] != "done":
         raise ValueError(f"the run in {folder} is not finished ({record.get('error', record['status'])}); repeat it")

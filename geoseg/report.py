@@ -192,7 +192,7 @@ class Found(NamedTuple):
 
 
 def find(folders: Iterable[Path]) -> list[Found]:
-    """Every run below the given folders, sorted by experiment, method, seed and identity."""
+    """Every run below the given folders, once each, sorted by experiment, method, seed and identity."""
     found = []
     collects = gc.isenabled()
     gc.disable()  # records are millions of small objects without a circle: looking for one doubles the time
@@ -207,7 +207,10 @@ def find(folders: Iterable[Path]) -> list[Found]:
     finally:
         if collects:
             gc.enable()
-    return sorted(found, key=lambda one: _place(one.record))
+    each: dict[str, Found] = {}
+    for one in sorted(found, key=lambda one: _place(one.record)):
+        each.setdefault(one.record["run_id"], one)  # one that stands in several experiments says the same in each
+    return list(each.values())
 
 
 def _place(record: Mapping[str, Any]) -> tuple[Any, ...]:

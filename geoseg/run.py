@@ -47,8 +47,12 @@ def run(cfg: DictConfig, models: Models | None = None) -> tuple[list[dict[str, A
     for folder in {folder for job in open_jobs for folder in (job.folder, job.fit_folder)}:
         check_writable(folder, "runs")
     for job in open_jobs[1:]:  # the first is about to be assembled anyway
-        with job.assembled(models):
-            pass  # what is wrong with a rival is better found now than after the main method's training
+        try:
+            with job.assembled(models):
+                pass  # what is wrong with a rival is better found now than after the main method's training
+        except ValueError:
+            with open_jobs[0].assembled(models):
+                raise  # unless both share what is wrong: then the main method's key tells it, as it was typed
     with progress.display(cfg.progress):
         for job in jobs:
             records.append(job.result(models))

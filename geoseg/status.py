@@ -80,7 +80,9 @@ def print_status(found: Sequence[Found], console: Console | None = None) -> None
     for name, those in groups.items():
         table.add_row(name, *_counts(those))
     table.add_section()
-    table.add_row("all runs", *_counts(runs), style="bold")
+    # a run that stands in several experiments counts once, done where it is done in one
+    each = {run.name: run for run in sorted(runs, key=lambda run: run.state == "done")}
+    table.add_row("all runs", *_counts(list(each.values())), style="bold")
     if fits := [fit for fit in found if fit.experiment == FITS]:
         table.add_row("trainings, shared by runs", *_counts(fits))
     console.print(table)

@@ -113,7 +113,7 @@ COMPARED = {
     "iou/mean": "mean IoU ↑",
     "matched/iou/mean": "matched mean IoU ↑",
     "boundary_f1/mean": "boundary F1, 2 px ↑",
-    "matched/small_regions/recall": "matched recall of small regions ↑",
+    "matched/small_regions/recall": "matched recall of regions below 1 % of the area ↑",
 }
 """Scores that one row is compared with another by."""
 

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, open_dict
 
 from geoseg import progress
 from geoseg.places import SWEEP, Busy, holder, me
+from geoseg.quiet import quieten
 from geoseg.workers import Outcome, WorkerEnded, run_tasks, threads_for
 
 log = logging.getLogger("geoseg")
@@ -280,24 +281,6 @@ def print_states(plan: Sequence[Planned], when: str) -> None:
     console.print(table)
 
 
-def quieten() -> None:
-    """Silences what libraries print that asks nothing of the user; everything else still shows."""
-    import warnings
-
-    for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for name in ("httpx", "matplotlib", "PIL", "urllib3"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a 4-bit kernel that nothing here uses
-    # data lies in memory here: worker processes would cost more than they bring
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
-    # the data module says how far a training has come, and the order of batches goes on from there
-    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-    # frozen models arrive in evaluation mode, and the task changes that at its start
-    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-
-
 class Stopped(BaseException):
     """A scheduler asked the whole sweep to stop.
 
@@ -401,6 +384,7 @@ def _prepare() -> None:
     from geoseg.config import register_resolvers
 
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    quieten()  # before and after the import, at which some libraries speak and others set their level
     importlib.import_module("geoseg.run")
     quieten()
     setup_globals()

@@ -151,6 +151,8 @@ def test_the_check_takes_what_is_right() -> None:
         (["trainer=gpu"], "torch sees no GPU here; use trainer=auto"),
         (["rivals={}"], "rivals=null leaves them out"),
         (["method.predictor.overlap=1"], "0 <= overlap < 1"),
+        (["experiment=label_lora", "method.predictor.guidance=-3"], "geoseg: method.predictor: guidance must be"),
+        (["experiment=label_lora", "rivals.without_lora.predictor.guidance=-3"], "geoseg: rivals.without_lora.pred"),
         (["objective=test/iou/mean"], "objective=test/iou/mean: only val/... scores may be optimised"),
         (["trainer.precision=16-mixed"], "needs a GPU, and this run is on the CPU; use trainer=auto"),
         (["trainer.devices=2"], "trainer.devices=2: a run uses one device"),

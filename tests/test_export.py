@@ -58,7 +58,11 @@ def test_a_run_becomes_a_kohya_file(
     runs: Path, run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     run = run_of(runs, "lora").relative_to(tmp_path)  # as a user types it
-    assert run_cli("export", str(run), "--to", "out/my-maps.safetensors") == 0
+    assert run_cli("export", run.name[:8], "--to", "out/my-maps.safetensors") == 0
+    capsys.readouterr()
+    by_id = load_file("out/my-maps.safetensors")
+    assert run_cli("export", str(run), "--to", "out/my-maps.safetensors", "--force") == 0
+    assert load_file("out/my-maps.safetensors").keys() == by_id.keys()
     said = capsys.readouterr().out.splitlines()
     model = tiny_latent_diffusion()
     record = json.loads((run / "record.json").read_text())
@@ -118,7 +122,9 @@ def test_what_cannot_be_exported_is_said(
     assert "'input as is', which trains nothing" in refused(run_of(runs, "as_is"))
     run = run_of(runs, "lora")
     assert f"is no run; name one of those in it: {run}" in refused(run.parent)
-    assert "no file or folder nowhere" in refused("nowhere")
+    assert "no file or folder no/where" in refused("no/where")
+    assert "no file or folder vai1.safetensors" in refused("vai1.safetensors")
+    assert "no run below runs is nowhere; name one of runs/" in refused("nowhere")
     assert "neither a run's record.json" in refused(tmp_path)
     assert "no .safetensors file" in refused(run / "record.json")
     assert "vai1.safetensors" in refused(run, "vai1")

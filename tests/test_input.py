@@ -21,8 +21,8 @@ from geoseg.config import build, plain
 from geoseg.diffusion.codec import Codec
 from geoseg.job import Job, Models
 from geoseg.loggers import JsonLines
+from geoseg.quiet import quieten
 from geoseg.quoting import typed
-from geoseg.sweep import quieten
 from tests.data.test_pictures import NAMES
 from tests.data.test_profiles import folder
 from tests.test_cli import AS_IS

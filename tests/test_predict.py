@@ -61,6 +61,8 @@ def test_a_profile_by_its_name_gets_what_the_run_said(
     assert method.class_names == trained.records[title]["data"]["class_names"]
     assert method.record == trained.records[title]
     assert (method.num_classes, method.palette.num_classes, method.folder) == (6, 6, folder)
+    assert repr(method).startswith(f"<{title}, run {folder.name} on ")
+    assert repr(method.palette) == f"Palette({list(method.palette.hex)})"
 
 
 def test_the_seed_and_the_name_decide_a_drawing(
@@ -98,7 +100,7 @@ def test_what_a_picture_may_be(loaded: dict[str, LoadedMethod], pictures: dict[s
         (np.zeros((2, 4, 5, 6, 7)), "is wanted, or a batch"),
         (np.zeros((0, 4)), "is wanted, or a batch"),
         (np.full((4, 4), 2.0), "floats from 2 to 2; 0 .black. to 1 .white. is wanted"),
-        (np.full((4, 4), np.nan), "floats from nan"),
+        (np.float32([[0.5, np.nan, np.inf, 1]]), "2 of 4 values are no numbers .*np.nan_to_num"),
         (np.full((4, 4), 300, np.uint16), "pixels are uint16, 300 to 300, and the run's profiles had 8 bits"),
         (np.zeros((4, 4), bool), "pixels are bool"),
         (np.zeros((4, 4), complex), "pixels are complex128"),

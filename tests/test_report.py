@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,9 @@ def test_a_run_is_found_with_its_folder_and_training(tmp_path: Path) -> None:
     assert found[0].fit == tmp_path / "runs" / "fits" / "f1"
     assert found[0].record["method"] == "label LoRA"
     assert find([folder])[0].folder == folder  # the folder of a run itself
+    shutil.copytree(folder, tmp_path / "runs" / "zoo" / "l04")  # the same run, as part of a second experiment
+    write_record(tmp_path / "runs" / "zoo" / "l04", record(experiment="zoo"))
+    assert [one.folder for one in find([tmp_path / "runs"])] == [one.folder for one in found]
 
 
 def test_runs_over_two_settings(tmp_path: Path) -> None:

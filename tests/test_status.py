@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from geoseg.places import locked
 from geoseg.record import write_record
-from geoseg.status import look
+from geoseg.status import look, print_status
 from tests.made_records import failed, record
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,6 +57,21 @@ def test_every_state(runs: Path) -> None:
     assert {run.name for run in look(runs / "second")} == {"busy", "again"}
 
 
+def test_a_run_in_two_experiments_counts_once(runs: Path) -> None:
+    write_record(runs / "third" / "done0", record(experiment="third"))
+    (runs / "third" / "left").mkdir()
+    (runs / "third" / "left" / "config.yaml").write_text("a: 1\n")
+    (runs / "third" / "busy").mkdir()
+    write_record(runs / "third" / "busy", record(experiment="third"))
+    told = io.StringIO()
+    print_status(look(runs), Console(file=told, width=120))
+    counts = {line.split()[0]: line.split()[-4:] for line in told.getvalue().splitlines() if line.split()}
+    assert counts["third"][-3:] == ["third", "2", "1"]
+    assert [line.split() for line in told.getvalue().splitlines() if "all runs" in line] == [
+        ["all", "runs", "5", "1", "1"]  # done0 to done2, again and busy; bad; left
+    ]
+
+
 def test_looking_leaves_no_trace(runs: Path) -> None:
     def files() -> dict[str, float]:
         return {str(path): path.stat().st_mtime for path in runs.rglob("*")}
@@ -70,7 +87,7 @@ def test_the_table(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[st
     lines = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.split()}
     assert lines["first"] == ["3", "1", "2"]
     assert lines["second"] == ["1", "1"]
-    assert lines["all"] == ["runs", "4", "1", "3"]
+    assert lines["all"] == ["runs", "4", "1", "2"]  # busy stands in both
     assert "failed        first/bad" in said
     assert "RuntimeError: no luck" in said
     assert run_cli("status", "nowhere") == 2
