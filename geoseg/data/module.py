@@ -78,8 +78,9 @@ class SameShape(Sampler[list[int]]):
 class DataModule(pl.LightningDataModule):
     """Splits a source, checks it, and feeds tasks and evaluations.
 
-    Where the source prescribes splits they are kept; otherwise all names form one pool: training samples are chosen
-    first, validation samples next, and the rest is the test set.
+    Where the source prescribes splits they are kept; otherwise all names form one pool: training samples come from one
+    end of an order that the seed decides, validation and test samples from the other, so that they stay the same when
+    ``num_train`` changes. Without ``num_test`` all that is left is the test set.
 
     Args:
         source: the data set.
@@ -152,15 +153,18 @@ class DataModule(pl.LightningDataModule):
             pools[self.source.split(name)].append(name)
         prescribed = any(pools[split] for split in ("train", "val", "test"))
         train_pool = pools["train"] if prescribed else pools[None]
-        chosen = self._choose_train(train_pool, prescribed) if train else []
+        order = choose_random(train_pool, len(train_pool), self.seed)
+        held = 0 if prescribed else (self.num_val or 0) + (self.num_test or 0)
+        chosen = self._choose_train(train_pool, order[: len(order) - held]) if train else []
         if not train:
             val, test = [], pools["test"] if prescribed else train_pool
         elif prescribed:
             val, test = pools["val"], pools["test"]
         else:
-            rest = [name for name in train_pool if name not in set(chosen)]
-            val = choose_random(rest, self.num_val or 0, self.seed)
-            test = [name for name in rest if name not in set(val)]
+            # from the far end of the order, so that they are the same however many train
+            rest = [name for name in reversed(order) if name not in set(chosen)]
+            val, left = rest[: self.num_val or 0], rest[self.num_val or 0 :]
+            test = [name for name in train_pool if name in set(left)] if self.num_test is None else left
         self.names = {
             "train": chosen,
             "val": self._cut("num_val", self.num_val, val) if train else [],
@@ -236,7 +240,8 @@ class DataModule(pl.LightningDataModule):
         """Whole images, neighbours of one shape together."""
         return DataLoader(self.test, batch_sampler=SameShape(self.test, self.batch_size), num_workers=self.workers)
 
-    def _choose_train(self, pool: list[str], prescribed: bool) -> list[str]:
+    def _choose_train(self, pool: list[str], free: list[str]) -> list[str]:
+        """Training samples: any of ``pool`` by name, else of those that are not held back for validation and test."""
         if not isinstance(self.select, str):
             if not self.select:
                 raise ValueError("data.select is an empty list; name at least one sample, or use random")
@@ -251,18 +256,18 @@ class DataModule(pl.LightningDataModule):
                     f"{f'; in quotes a name is taken as it stands: {line}' if read else ''}"
                 )
             return select
-        count = self.num_train
-        if count is None:
-            count = len(pool) - (0 if prescribed else (self.num_val or 0) + (self.num_test or 0))
-        if count < 1 or count > len(pool):
+        count = len(free) if self.num_train is None else self.num_train
+        if count < 1 or count > len(free):
+            kept = len(pool) - len(free)
+            held = f" beside the {kept} that data.num_val and data.num_test take" if kept else ""
             raise ValueError(
-                f"data.num_train={count}, but {len(pool)} labelled samples are there to choose from; "
-                f"ask for 1 to {len(pool)}"
+                f"data.num_train={count}, but {len(free)} labelled samples are there to choose from{held}; "
+                + (f"ask for 1 to {len(free)}" if free else "lower these")
             )
         if self.select == "random":
             return choose_random(pool, count, self.seed)
         if self.select == "representative":
-            return choose_representative(self.source, pool, count, self.seed)
+            return choose_representative(self.source, [name for name in pool if name in set(free)], count, self.seed)
         raise ValueError(f"data.select must be random, representative or a list of names, got {self.select!r}")
 
     @staticmethod

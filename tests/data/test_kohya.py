@@ -56,7 +56,7 @@ def test_the_whole_folder_is_for_training_but_what_is_kept_back(root: Path) -> N
         assert (len(data.train), len(data.val), len(data.test)) == counts
         assert data.palette is None
         assert sorted(data.train.repeats + data.val.repeats) == [2, 2, 10, 10, 10]
-    with pytest.raises(ValueError, match="data.num_train=0, but 5 labelled"):
+    with pytest.raises(ValueError, match="data.num_train=0, but 0 labelled .* beside the 5 .*; lower these"):
         DataModule(KohyaFolder(str(root)), num_train=None, num_val=5).prepare()
 
 

@@ -114,6 +114,21 @@ def test_more_training_samples_hold_the_fewer_and_seeds_differ() -> None:
     assert names[4, 0] != names[4, 1]
 
 
+@pytest.mark.parametrize("select", ["random", "representative"])
+def test_however_many_train_they_are_scored_on_the_same(select: str) -> None:
+    made = [
+        prepared(Pictures(20), num_train=n, num_val=3, num_test=4, select=select, seed=1).names
+        for n in (1, 5, 13, None)
+    ]
+    assert [len(names["train"]) for names in made] == [1, 5, 13, 13]
+    assert [(len(names["val"]), len(names["test"])) for names in made] == [(3, 4)] * 4
+    assert len({(*names["val"], *names["test"]) for names in made}) == 1
+    assert len({*made[2]["train"], *made[2]["val"], *made[2]["test"]}) == 20
+    assert set(made[0]["train"]) <= set(made[1]["train"]) <= set(made[2]["train"])
+    other = prepared(Pictures(20), num_train=1, num_val=3, num_test=4, select=select, seed=2).names
+    assert other["test"] != made[0]["test"]
+
+
 def test_prescribed_splits_are_kept() -> None:
     source = Pictures(9, splits=["train"] * 4 + ["val"] * 2 + ["test"] * 3)
     data = prepared(source, num_train=2)
@@ -139,8 +154,10 @@ def test_chosen_by_name() -> None:
         ({"select": ["p1", "q1"]}, r"data\.select names \['q1'\], which the data set does not have"),
         ({"select": []}, r"data\.select is an empty list"),
         ({"num_val": -1}, r"data\.num_val must be 0 or more, or null; got -1"),
-        ({"num_train": 4, "num_val": 3}, r"data\.num_val=3, but only 2 samples are left"),
-        ({"num_train": 4, "num_test": 3}, r"data\.num_test=3, but only 2 samples are left"),
+        ({"num_train": 4, "num_val": 3}, r"data\.num_train=4, but 3 labelled .* beside the 3 that .* 1 to 3"),
+        ({"num_train": 4, "num_val": 1, "num_test": 2}, r"data\.num_train=4, but 3 labelled .* beside the 3 that"),
+        ({"select": ["p1", "p2", "p3"], "num_val": 4}, r"data\.num_val=4, but only 3 samples are left"),
+        ({"select": ["p1", "p2", "p3"], "num_test": 4}, r"data\.num_test=4, but only 3 samples are left"),
         ({"palette": ["#000000", "#FFFFFF", "#FF0000"]}, r"3 colours, the data set has 2 classes \(rock, salt\)"),
     ],
 )
