@@ -53,6 +53,7 @@ class Ablation(NamedTuple):
         values: those it had, in order.
         lines: one per method, second setting and stage.
         without: methods on this data set that are left out, since they have no such setting.
+        alike: whether all values were scored on the same profiles.
     """
 
     data: str
@@ -60,6 +61,7 @@ class Ablation(NamedTuple):
     values: list[Any]
     lines: list[Line]
     without: list[str]
+    alike: bool
 
 
 def ablations(
@@ -105,7 +107,12 @@ def ablations(
             titles = {one["data"]["name"] for one in here}
             others = {one["method"] for one in once.values() if one["data"]["name"] in titles}
             without = sorted(others - {one["method"] for one in here})
-            made.append(Ablation(data, key, values, lines, without))
+            scored = {
+                value: {name for i in chosen if places[i][0] == value for name in done[i]["data"]["test"]}
+                for value in values
+            }
+            alike = len({frozenset(names) for names in scored.values()}) == 1
+            made.append(Ablation(data, key, values, lines, without, alike))
     if not made:
         values = _ordered({place[0] for place in places})
         found = ", ".join(map(shown, values))

@@ -183,6 +183,8 @@ def draw_ablation(ablation: Ablation, stem: Path) -> list[Path]:
         note += "; last stage of each method alone"
     if ablation.without:
         note += f"; without this setting: {', '.join(ablation.without)}"
+    if not ablation.alike:
+        note += "; not all values were scored on the same profiles (data.num_test keeps them)"
     _below(figure, handles, note)
     figure.suptitle(f"{ablation.data} over {ablation.key}", fontsize=10, parse_math=False)
     return _save(figure, stem)

@@ -34,7 +34,9 @@ def test_runs_are_gathered_by_the_value_of_a_setting() -> None:
         assert found == {"label LoRA": {1: [0.107, 0.307], 4: [0.207], 16: [0.507]}}
     assert points([*many, many[0]], "num_train") == found  # a run that two experiments share counts once
     (ablation,) = ablations(many, {}, "num_train")
-    assert (ablation.values, ablation.data, ablation.without) == ([1, 4, 16], "earth", [])
+    assert (ablation.values, ablation.data, ablation.without, ablation.alike) == ([1, 4, 16], "earth", [], True)
+    many[3]["data"] = {**many[3]["data"], "test": ["u0"]}
+    assert not ablations(many, {}, "num_train")[0].alike
 
 
 def test_a_line_per_stage_method_and_second_setting() -> None:

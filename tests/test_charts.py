@@ -76,13 +76,21 @@ def ablation(values: list[Any], lines: int = 2, **more: Any) -> Ablation:
     made = [Line(f"method {i}", "", stage, points) for i in range(lines) for stage in ("pass 1", "pass 2")]
     made.append(Line("method 0", "", "", {"train/loss": {value: [0.01] for value in values}}))
     return Ablation(
-        **{"data": "earth $1", "key": "data.num_train", "values": values, "lines": made, "without": [], **more}
+        **{
+            "data": "earth $1",
+            "key": "data.num_train",
+            "values": values,
+            "lines": made,
+            "without": [],
+            "alike": True,
+            **more,
+        }
     )
 
 
 def test_means_bands_and_single_runs_over_a_setting(tmp_path: Path, drawn: list[Figure]) -> None:
     points = {IOU: {1: [0.1, 0.2, 0.6], 2: [0.3, 0.5], 8: [0.5, 0.6, 0.7]}}
-    made = Ablation("earth", "num_train", [1, 2, 8], [Line("a", "", "", points)], ["U-Net"])
+    made = Ablation("earth", "num_train", [1, 2, 8], [Line("a", "", "", points)], ["U-Net"], alike=False)
     files = draw_ablation(made, tmp_path / "over")
     check(drawn[0], files)
     (axis,) = drawn[0].axes
@@ -95,7 +103,8 @@ def test_means_bands_and_single_runs_over_a_setting(tmp_path: Path, drawn: list[
     for x in (1, 8):  # two runs have no interval, so that the bands beside them are bars
         wanted = stats.ttest_1samp(points[IOU][x], 0).confidence_interval()
         assert bars[x] == pytest.approx([wanted.low, wanted.high])
-    assert "without this setting: U-Net" in drawn[0].legends[0].get_title().get_text().replace("\n", " ")
+    note = drawn[0].legends[0].get_title().get_text().replace("\n", " ")
+    assert "without this setting: U-Net; not all values were scored on the same profiles" in note
 
 
 def test_a_band_between_neighbours(tmp_path: Path, drawn: list[Figure]) -> None:
