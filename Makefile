@@ -85,11 +85,12 @@ embed: $(READY) ## put the latest trained checkpoints, with cards, into geoseg/a
 		"stable-diffusion/unet and text_encoder" $(call latest,demo_base) \
 		"sam, first half" $(call latest,demo_sam) sam $(call latest,demo_sam_longer)
 
-report: $(READY) ## results.csv and the table of every experiment, from the records in runs/
-	@for folder in experiments/*/ experiments/*/*/; do grep -qs "<!-- table -->" "$$folder/README.md" || continue; \
-		runs="runs/$$(echo "$${folder#experiments/}" | sed 's:/$$::; s:/:_:g')"; \
-		if test -d "$$runs"; then $(BIN)/geoseg report "$$runs" --to "$$folder"; \
-		else echo "$$folder: no runs here, table left as it is"; fi; done
+report: $(READY) ## results.csv, tables and figures of every experiment, from the records in runs/ by its README's command
+	@for readme in experiments/*/README.md experiments/*/*/README.md; do \
+		words="$$(sed -n '/^    geoseg report /,/[^\\]$$/p' "$$readme")"; test -n "$$words" || continue; \
+		runs="$$(echo "$$words" | grep -o 'runs/[a-z0-9_]*' | head -n 1)"; \
+		if test -d "$$runs"; then echo "$$words"; PATH="$(CURDIR)/$(BIN):$$PATH" sh -ec "$$words"; \
+		else echo "$$readme: no $$runs here, left as it is"; fi; done
 
 bench: $(READY) ## label LoRA's speed against plain scripts, five minutes
 	$(BIN)/python experiments/speed/bench.py --to experiments/speed $(ARGS)
