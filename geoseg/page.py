@@ -151,7 +151,8 @@ def _runs(records: Sequence[Mapping[str, Any]], losses: Mapping[str, Mapping[str
             "minutes": sum(record["minutes"].values()) if "minutes" in record else None,
         }
         rows.append([_cell(facts.get(name)) for name in COLUMNS.values()])
-    return _table(list(COLUMNS), rows, "runs")
+    told = [i for i in range(len(COLUMNS)) if any(row[i] not in ("", "-") for row in rows)]
+    return _table([list(COLUMNS)[i] for i in told], [[row[i] for i in told] for row in rows], "runs")
 
 
 def _cell(value: Any) -> str:
@@ -206,8 +207,11 @@ def _differing(records: Sequence[Mapping[str, Any]]) -> str:
     seen: dict[str, dict[str, int]] = {}
     for record in records:
         for name, value in flattened(record.get("config", {})):
+            text = shown(value)
+            if name.endswith("._target_"):  # the class alone says enough
+                name, text = name.removesuffix("._target_"), text.rpartition(".")[2]
             values = seen.setdefault(name, {})
-            values[shown(value)] = values.get(shown(value), 0) + 1
+            values[text] = values.get(text, 0) + 1
     rows = []
     for name, values in sorted(seen.items()):
         if len(values) > 1:

@@ -107,7 +107,7 @@ def test_a_row_per_run_with_its_numbers(tmp_path: Path) -> None:
     runs = found(tmp_path, record(start=0.25, seed=3), failed(), pictures=False)
     page = write_page(tmp_path / "report.html", runs, {"f1": {"train/loss": 0.0123456}})
     head, first, second = read(page).tables[0]
-    assert head == list(COLUMNS)
+    assert head == [title for title in COLUMNS if title != "how it was set"]  # there is nothing to say in it
     row = dict(zip(head, first, strict=True))
     assert (row["seed"], row["status"], row["minutes"]) == ("3", "done", "2")
     assert float(row["matched mean IoU ↑"]) == pytest.approx(0.257)
@@ -122,10 +122,13 @@ def test_a_row_per_run_with_its_numbers(tmp_path: Path) -> None:
 def test_settings_that_differ(tmp_path: Path) -> None:
     many = [record(config={"data": {"root": "a", "crop": i, "names": ["x", "y"]}}) for i in range(MOST_VALUES + 3)]
     many[0]["config"]["data"].update(names=None, crop=1)
+    for i, one in enumerate(many):
+        one["config"]["data"]["source"] = {"_target_": f"some.where.{'Folder' if i else 'Earth'}"}
     page = write_page(tmp_path / "report.html", found(tmp_path, *many, pictures=False), {})
     (_, *rows) = read(page).tables[-1]
     told = dict(rows)
-    assert set(told) == {"data.crop", "data.names"}
+    assert set(told) == {"data.crop", "data.names", "data.source"}
+    assert told["data.source"] == f"Folder ({MOST_VALUES + 2}), Earth (1)"
     assert told["data.names"] == f"x y ({MOST_VALUES + 2}), null (1)"
     assert told["data.crop"].startswith("1 (2), 2 (1), ") and told["data.crop"].endswith("and 2 other values")
 
