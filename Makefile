@@ -92,7 +92,7 @@ report: $(READY) ## results.csv, tables and figures of every experiment, from th
 		if test -d "$$runs"; then echo "$$words"; PATH="$(CURDIR)/$(BIN):$$PATH" sh -ec "$$words"; \
 		else echo "$$readme: no $$runs here, left as it is"; fi; done
 
-bench: $(READY) ## label LoRA's speed against plain scripts, five minutes
+bench: $(READY) ## label LoRA against plain scripts, and what comes around the work; twenty minutes; ARGS="--only jobs"
 	$(BIN)/python experiments/speed/bench.py --to experiments/speed $(ARGS)
 
 wheel: $(READY) ## dist/geoseg-*.whl

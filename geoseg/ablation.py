@@ -120,6 +120,26 @@ def ablations(
     return made
 
 
+def ablation_cells(made: Sequence[Ablation]) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows of scores over one setting: a row per data set, line and value, with means over its runs.
+
+    Args:
+        made: of one setting, see ``ablations``; numbers stay numbers where all its values are.
+    """
+    titles = {**SCORES, **LOSSES}
+    numeric = all(is_number(value) for one in made for value in one.values)
+    rows: list[list[Any]] = []
+    for one in made:
+        for line in one.lines:
+            for value in one.values:
+                found = {score: points[value] for score, points in line.points.items() if value in points}
+                if found:
+                    means = [fmean(found[score]) if score in found else None for score in titles]
+                    place = value if numeric else shown(value)
+                    rows.append([one.data, line.owner, line.stage, place, max(map(len, found.values())), *means])
+    return ["data", "method", "stage", made[0].key, "runs", *titles.values()], rows
+
+
 def shown(value: Any) -> str:
     """A setting's value for readers.
 

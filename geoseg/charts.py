@@ -190,6 +190,16 @@ def draw_ablation(ablation: Ablation, stem: Path) -> list[Path]:
     return _save(figure, stem)
 
 
+def draw_ablations(made: Sequence[Ablation], folder: Path, name: str) -> list[tuple[str, list[Path]]]:
+    """Draws scores over one setting, a figure per data set: ``over_NAME``, or ``over_NAME_1`` and so on.
+
+    Returns:
+        Title and files of each.
+    """
+    stems = [folder / (f"over_{name}" + (f"_{i + 1}" if len(made) > 1 else "")) for i in range(len(made))]
+    return [(f"{one.data} over {one.key}", draw_ablation(one, stem)) for one, stem in zip(made, stems, strict=True)]
+
+
 def draw_costs(found: Sequence[Cost], stem: Path) -> list[Path]:
     """What a method takes against what it reaches: a point per method, bars of one standard deviation over its runs.
 

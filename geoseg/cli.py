@@ -25,7 +25,7 @@ geoseg: which way of segmenting my profiles works, with the few labels I have?
   geoseg report runs --to FOLDER      gather records into results.csv and one table
   geoseg evaluate run=RUN data=...    score what a run has trained on other data
   geoseg export RUN --to FILE         a run's LoRA as a file for A1111, ComfyUI, kohya or diffusers
-  geoseg sync RUN ...                 a run in Weights & Biases, anew from its files
+  geoseg sync RUN ...                 a run in Weights & Biases, anew from its files; a whole experiment's summary
   geoseg doctor                       what this machine has and lacks, and the line that repairs it
   geoseg fetch checkpoints=hub        what the real checkpoints are and whether they are here; --yes fetches them
 
@@ -236,7 +236,7 @@ def _report_more(options: argparse.Namespace, runs: Any, folder: Any, readme: An
     if not (options.figures or options.over or options.html):
         return
     from geoseg.ablation import CORRELATION_NOTE, ablations, correlations
-    from geoseg.charts import costs, draw_ablation, draw_costs, draw_losses
+    from geoseg.charts import costs, draw_ablations, draw_costs, draw_losses
     from geoseg.losses import final_losses, read_curves
     from geoseg.page import Drawing, Table, write_page
 
@@ -246,10 +246,7 @@ def _report_more(options: argparse.Namespace, runs: Any, folder: Any, readme: An
     drawings, tables = [], []
     if options.over:
         made = ablations(records, losses, options.over, options.by)
-        for i, ablation in enumerate(made):
-            name = f"over_{options.over.rpartition('.')[2]}" + (f"_{i + 1}" if len(made) > 1 else "")
-            title = f"{ablation.data} over {options.over}"
-            drawings.append((title, draw_ablation(ablation, folder / name)))
+        drawings += draw_ablations(made, folder, options.over.rpartition(".")[2])
         head, rows = correlations(records, losses)
         tables.append(Table("Loss and score", head, rows, CORRELATION_NOTE))
         text = "\n".join([*markdown(head, rows), "", CORRELATION_NOTE]) + "\n"
@@ -443,21 +440,31 @@ def _sync(words: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "geoseg sync",
         description="Tells Weights & Biases finished runs anew from their files, each under its own id and in place of "
-        "what was there: offline parts of a run that was interrupted do not become one run there.",
+        "what was there: offline parts of a run that was interrupted do not become one run there. An experiment's "
+        "folder, runs/EXPERIMENT, stands for its summary: one run with the table and figures over all of its runs.",
         epilog="Offline unless WANDB_MODE=online; the line that sends an offline run is shown. Parts that were written "
         "before stay where they are; do not send them afterwards.",
     )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="runs/EXPERIMENT/RUN_ID, or a run id below --runs")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="runs/EXPERIMENT/RUN_ID, or a run id below --runs; runs/EXPERIMENT for the summary",
+    )
     parser.add_argument("--runs", default="runs", metavar="FOLDER", dest="below", help="the folder of runs")
     options = parser.parse_args(words)
+    from pathlib import Path
+
     from geoseg.record import find_run
-    from geoseg.sync import sync
+    from geoseg.sync import summarize, sync
 
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     code = 0
     for run in options.runs:
         try:
-            files = sync(*find_run(run, options.below))
+            folder = Path(run)
+            whole = not (folder / "record.json").is_file() and any(folder.glob("*/record.json"))
+            files = summarize(folder) if whole else sync(*find_run(run, options.below))
         except ValueError as error:
             print(f"geoseg sync: {error}", file=sys.stderr)
             code = 2
@@ -589,17 +596,21 @@ TAKES_A_WORD = (*OWN, "--config-path", "-cp", "--config-name", "-cn", "--cfg", "
 
 
 def check_overrides(words: Sequence[str], multirun: bool = False, folders: Sequence[str] = ()) -> None:
-    """Composes the configuration once, so that a misspelt key is told before anything heavy is imported.
+    """Composes the configuration once, so that what is mistyped is told before anything heavy is imported.
+
+    In a sweep, values of the wrong type are left to the jobs that have them.
 
     Raises:
-        ValueError: an unknown key or option, with the nearest known one; or a line that Hydra cannot read.
+        ValueError: an unknown key or option, with the nearest known one; a value of the wrong type; or a line that
+            Hydra cannot read.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import InterpolationResolutionError
 
-    from geoseg.config import conf_folder
+    from geoseg.config import check_settings, conf_folder
     from geoseg.quoting import typed
 
     single = _searching(folders)
@@ -625,13 +636,18 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
         single.append(word)
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         try:
-            compose("run", overrides=single)
+            composed = compose("run", overrides=single)
         except (HydraException, ValueError) as error:
             known: list[str] = []
             with contextlib.suppress(HydraException, ValueError):
                 groups = [word for word in single if word.split("=")[0] in ("experiment", "method", "data")]
                 known = list(_keys(OmegaConf.to_container(compose("run", overrides=groups), resolve=False)))
             raise ValueError(_suggest(str(error), known)) from None
+    if multirun:
+        return
+    with contextlib.suppress(InterpolationResolutionError):  # what cannot be resolved is told by whoever needs it
+        settings: Any = OmegaConf.to_container(composed, resolve=True)
+        check_settings(settings)
 
 
 def _elsewhere(key: str) -> list[str]:

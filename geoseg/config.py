@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -26,6 +26,7 @@ from omegaconf.errors import InterpolationResolutionError
 
 from geoseg.diffusion.prompts import read_prompt, without_tags
 from geoseg.record import digest
+from geoseg.signatures import written_types
 
 TRUSTED = (
     "geoseg.",
@@ -49,6 +50,12 @@ PLACES = ("root", "path", "path_or_id", "workers")
 
 PATHS = ("path", "path_or_id")
 """Keys of checkpoints."""
+
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("seed", "figure_rows", "sample_every", "sample_images", "workers"), int),
+    **dict.fromkeys(("foresee", "force", "progress"), bool),
+}
+"""Types of the settings that belong to no object."""
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -170,27 +177,46 @@ def build(node: Any, where: str, /, **available: Any) -> Any:
         raise
 
 
-def check_types(config: Any, where: str = "") -> None:
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Compares all settings with their types, without importing the objects they are meant for.
+
+    Those of other packages and what classes leave to classes above them are left to ``check_types``.
+
+    Args:
+        settings: the whole configuration as plain containers; what is not given yet may be ``???`` in it.
+
+    Raises:
+        ValueError: names the key, its value and what was wanted.
+    """
+    for name, kind in TYPES.items():
+        check_type(name, settings[name], kind)
+    check_types(settings, declared=written_types)
+
+
+def check_types(
+    config: Any, where: str = "", declared: Callable[[str], Mapping[str, Collection[type]]] | None = None
+) -> None:
     """Compares words and numbers with the types that the objects they are meant for declare.
 
     Args:
         config: plain containers.
         where: their key in the configuration.
+        declared: types of an object's parameters by its name; None imports the object.
 
     Raises:
         ValueError: names the key, its value and what was wanted.
     """
     if isinstance(config, list):
         for i, value in enumerate(config):
-            check_types(value, f"{where}[{i}]")
+            check_types(value, f"{where}[{i}]", declared)
     if not isinstance(config, Mapping):
         return
-    wanted = _declared(get_object(config["_target_"])) if "_target_" in config else {}
+    wanted = (declared or _declared)(config["_target_"]) if "_target_" in config else {}
     for name, value in config.items():
         key = f"{where}.{name}" if where else str(name)
-        if name in wanted and not isinstance(value, Mapping | list):
+        if name in wanted and not isinstance(value, Mapping | list) and value != "???":
             check_type(key, value, *wanted[name])
-        check_types(value, key)
+        check_types(value, key, declared)
 
 
 def check_type(key: str, value: Any, *kinds: type) -> None:
@@ -215,9 +241,9 @@ _WORDS: dict[type, str] = {
 """The types that a value on the command line can have, and what to call them."""
 
 
-def _declared(target: Any) -> dict[str, set[type]]:
+def _declared(name: str) -> dict[str, set[type]]:
     """Types of those parameters of a function or class that take plain values only."""
-    found: dict[str, set[type]] = {}
+    target, found = get_object(name), dict[str, set[type]]()
     # what a class hands on as **keywords is declared by the classes above it
     above = [one.__dict__.get("__init__") for one in target.__mro__] if inspect.isclass(target) else [target]
     for function in above:
@@ -227,11 +253,11 @@ def _declared(target: Any) -> dict[str, set[type]]:
             hints = get_type_hints(function)
         except (NameError, TypeError):  # a library that imports its types for checkers only
             continue
-        for name, hint in hints.items():
+        for parameter, hint in hints.items():
             kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
             plain_kinds = {list if get_origin(kind) in _LISTS else kind for kind in kinds}
-            if name != "return" and plain_kinds <= _WORDS.keys():
-                found.setdefault(name, plain_kinds)
+            if parameter != "return" and plain_kinds <= _WORDS.keys():
+                found.setdefault(parameter, plain_kinds)
         if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values()):
             break
     return found

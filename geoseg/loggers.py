@@ -117,6 +117,7 @@ class WandbLogger(Logger):
         config: what is shown as the run's configuration; secrets must be taken out before.
         project: wandb's project.
         entity: wandb's user or team; None takes the account's default.
+        job_type: what wandb calls the kind of the run.
         anew: replace what wandb has under this id; else go on with it.
 
     Attributes:
@@ -136,13 +137,14 @@ class WandbLogger(Logger):
         config: Mapping[str, Any],
         project: str = "geoseg",
         entity: str | None = None,
+        job_type: str | None = None,
         anew: bool = False,
     ) -> None:
         super().__init__()
         self._run: Any = None
         self.failed = False
         self._version = run_id
-        start = partial(self._start, folder, group, title, tags, config, project, entity, anew)
+        start = partial(self._start, folder, group, title, tags, config, project, entity, job_type, anew)
         mode = os.environ.get("WANDB_MODE", "offline")
         if mode == "online":
             if not WandbLogger._unreachable:
@@ -236,6 +238,7 @@ class WandbLogger(Logger):
         config: Mapping[str, Any],
         project: str,
         entity: str | None,
+        job_type: str | None,
         anew: bool,
         mode: str,
     ) -> None:
@@ -252,6 +255,7 @@ class WandbLogger(Logger):
             id=self._version,
             name=title,
             group=group,
+            job_type=job_type,
             tags=list(tags),
             config=dict(config),
             mode=cast(Any, mode),
@@ -281,6 +285,11 @@ class WandbLogger(Logger):
         except Exception as error:
             self._run, self.failed = None, True
             log.warning("Weights & Biases is off for the rest of this run: %s", error)
+
+
+def address(node: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Project and entity of the logger that a run's configuration describes, as ``WandbLogger`` takes them."""
+    return {name: value for name, value in (node or {}).items() if name in ("project", "entity")}
 
 
 def _forget() -> None:

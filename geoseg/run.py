@@ -10,17 +10,11 @@ from omegaconf import DictConfig
 
 from geoseg import progress
 from geoseg.checkpoints import check_save
-from geoseg.config import build, check_targets, check_type, check_types, origin, plain
+from geoseg.config import build, check_settings, check_targets, check_types, origin, plain
 from geoseg.data.module import DataModule
 from geoseg.job import Job, Models
 from geoseg.places import check_writable
 from geoseg.record import loaded_code
-
-TYPES = {
-    **dict.fromkeys(("seed", "figure_rows", "sample_every", "sample_images", "workers"), int),
-    **dict.fromkeys(("foresee", "force", "progress"), bool),
-}
-"""Types of the settings that belong to no object."""
 
 
 def run(cfg: DictConfig, models: Models | None = None) -> tuple[list[dict[str, Any]], Path]:
@@ -77,8 +71,7 @@ def jobs_of(cfg: DictConfig, prepared: dict[str, DataModule] | None = None) -> l
         raise ValueError(
             f"objective={cfg.objective}: only val/... scores may be optimised; choosing by a test score spoils the test"
         )
-    for name, kind in TYPES.items():
-        check_type(name, settings[name], kind)
+    check_settings(settings)
     check_save(settings["save"])
     check_types(settings)
     rivals = {f"rivals.{name}": method for name, method in (settings["rivals"] or {}).items()}

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,7 @@ class Planned:
         state: a key of ``STATES``.
         note: why, in one line.
         code: its exit code.
+        settings: its configuration, where it could be composed.
     """
 
     number: int
@@ -75,6 +76,7 @@ class Planned:
     state: str = "open"
     note: str = ""
     code: int = 0
+    settings: Mapping[str, Any] | None = None
 
 
 def register() -> None:
@@ -247,6 +249,7 @@ def sweep(
         print("geoseg: interrupted; the same command goes on with what is left", file=sys.stderr)
         raise SystemExit(130) from None
     print_states(plan, "at the end")
+    _summarize(plan, varied)
     failed = [planned for planned in plan if planned.state == "failed"]
     if failed:
         first = f"[{failed[0].number}] {failed[0].called}: {failed[0].note}"
@@ -349,6 +352,7 @@ def _look(plan: Sequence[Planned], compose: Callable[[Sequence[str]], DictConfig
         except Exception as error:
             planned.state, planned.note, planned.code = _failure(describe(error))
             continue
+        planned.settings = runs[0].settings
         found = [run.finished() for run in runs]
         open_runs = [run for run, record in zip(runs, found, strict=True) if record is None]
         if not open_runs:
@@ -372,6 +376,20 @@ def _launch(todo: Sequence[Planned], launch: Callable[..., Sequence[JobReturn]],
                 planned.state, planned.note = "elsewhere", str(ended._return_value)
             else:
                 planned.state, planned.note, planned.code = _failure(describe(ended._return_value))
+
+
+def _summarize(plan: Sequence[Planned], varied: Collection[str]) -> None:
+    """Tells Weights & Biases the table and figures over every experiment that something was done for."""
+    done = [planned.settings for planned in plan if planned.state == "done" and planned.settings]
+    for folder, node in {Path(one["runs"]) / one["name"]: one["logger"]["wandb"] for one in done}.items():
+        if node is None:
+            continue
+        from geoseg.sync import summarize
+
+        try:
+            summarize(folder, varied, node)
+        except (ValueError, OSError) as error:  # the runs are done, and told one by one
+            log.warning("no summary of %s in Weights & Biases: %s", folder, error)
 
 
 def _failure(error: JobFailed) -> tuple[str, str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from geoseg.ablation import ablations, correlations
+from geoseg.ablation import ablation_cells, ablations, correlations
 from tests.made_records import failed, record
 
 
@@ -86,6 +86,22 @@ def test_data_sets_have_a_figure_each_and_words_an_order() -> None:
     ]
     found = ablations(many, {}, "data.select")
     assert [(one.data, one.values) for one in found] == [("earth", ["first", "random"]), ("salt", ["first", "random"])]
+
+
+def test_the_same_as_a_table() -> None:
+    many = [made(1), made(1, 1, 0.3), made(4, 0, 0.5)]
+    many[2]["stages"] = {"refined": many[2]["scores"]}
+    losses = {many[2]["fit_id"]: {"train/loss": 0.25}}
+    head, rows = ablation_cells(ablations(many, losses, "num_train"))
+    assert head[:5] == ["data", "method", "stage", "num_train", "runs"]
+    score, loss = head.index("matched mean IoU ↑"), head.index("final training loss ↓")
+    assert [(*row[:5], row[score], row[loss]) for row in rows] == [
+        ("earth", "label LoRA", "", 1, 2, pytest.approx(0.207), None),
+        ("earth", "label LoRA", "", 4, 1, None, 0.25),
+        ("earth", "label LoRA", "refined", 4, 1, 0.507, None),
+    ]
+    words = [made(4, select=select) for select in ("random", "first")] + [made(1, select=("a", "b"))]
+    assert [row[3] for row in ablation_cells(ablations(words, {}, "data.select"))[1]] == ["a b", "first", "random"]
 
 
 def test_what_a_setting_must_be() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from geoseg import sweep
 from geoseg.cli import check_overrides
 from geoseg.record import SCHEMA
 from tests.made_records import record
@@ -117,9 +118,37 @@ def test_misspelt_settings(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method.predictor.strength=abc"], "method.predictor.strength=abc: a number is wanted"),
+        (["method.task.fit.epochs=2.5"], "method.task.fit.epochs=2.5: a whole number is wanted"),
+        (["experiment=label_lora", "rivals.unet.model.depth=deep"], "rivals.unet.model.depth=deep: a whole number"),
+        (["checkpoints.size=wide"], "=wide: a whole number"),
+        (["progress=1"], "progress=1: true or false is wanted"),
+    ],
+)
+def test_wrong_types_are_told_before_anything_is_loaded(
+    run_cli: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    def no(*args: Any, **options: Any) -> None:
+        raise AssertionError("an object was looked up")
+
+    monkeypatch.setattr("geoseg.config.get_object", no)
+    monkeypatch.setattr(sweep, "job", no)
+    assert run_cli("run", *words) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_the_check_takes_what_is_right() -> None:
     check_overrides(["seed=0,1", "experiment=label_lora", "method.predictor.strength=0.4"], multirun=True)
     check_overrides(["+new.key=1", "data.select=[a,b]"])
+    check_overrides(["data=profiles", "method.predictor.second_strength=null", "method.predictor.guidance=7"])
+    check_overrides(["seed=0,abc"], multirun=True)  # a job of its own says so
 
 
 @pytest.mark.parametrize(

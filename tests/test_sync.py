@@ -8,12 +8,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from geoseg.config import identity
 from geoseg.lora import FILE
+from geoseg.summary import summary_cells
+from geoseg.sync import SUMMARY
 
 
 def told(folder: Path) -> list[dict[str, Any]]:
@@ -85,3 +89,78 @@ def test_what_cannot_be_told(
     monkeypatch.setattr(wandb, "init", dead)
     assert run_cli("sync", trained.records["input as is"]["run_id"]) == 2
     assert "could not be told to Weights & Biases" in capsys.readouterr().err
+
+
+def tables(folder: Path) -> dict[str, dict[str, Any]]:
+    """The tables that a run's wandb folder holds, by name."""
+    found = folder.rglob("*.table.json")
+    return {path.relative_to(folder).as_posix(): json.loads(path.read_text()) for path in found}
+
+
+SWEEP = ("run", "-m", "method=input_as_is", "data.source.size=32", "data.source.train=4", "data.source.val=2")
+SWEEP += ("data.source.test=2", "progress=false", "trainer=cpu", "hydra/launcher=basic", "name=how_many")
+
+
+def test_a_sweep_leaves_one_summary(
+    run_cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group = tmp_path / "runs" / "how_many"
+    assert run_cli(*SWEEP, "data.num_train=1,2", "seed=0,1", "logger=files") == 0
+    assert not (group / SUMMARY).exists()  # logging is off
+    assert run_cli(*SWEEP, "data.num_train=1,3", "seed=0,1") == 0
+    records = told(group / SUMMARY)
+    (run,) = (one["run"] for one in records if one["type"] == "run")
+    assert (run["run_id"], run["run_group"], run["job_type"]) == (
+        identity("summary", "how_many"),
+        "how_many",
+        "summary",
+    )
+    assert "offline" in next((group / SUMMARY).rglob("*.wandb")).parent.name
+    wanted = [json.loads(path.read_text()) for path in group.glob("*/record.json")]
+    assert len(wanted) == 6  # two of them from before
+    found = tables(group / SUMMARY)
+    (summary,) = (table for name, table in found.items() if "/summary_" in name)
+    assert summary == dict(zip(("columns", "data"), map(list, summary_cells(wanted)), strict=True))
+    (over,) = (table for name, table in found.items() if "num_train" in name)
+    assert over["columns"][:5] == ["data", "method", "stage", "data.num_train", "runs"]
+    score = over["columns"].index("matched mean IoU ↑")
+    for row in over["data"]:
+        scores = [one["scores"]["test/matched/iou/mean"] for one in wanted if one["num_train"] == row[3]]
+        assert (row[4], row[score]) == (2, pytest.approx(fmean(scores)))
+    assert [row[3] for row in over["data"]] == [1, 2, 3]
+    shown = json.dumps([one for one in records if one["type"] == "history"])
+    for words in ("over/data.num_train", "figures/over_data_num_train", "figures/cost", "table-file", "image-file"):
+        assert words in shown
+    assert "over/seed" not in shown
+    again = {path.stem: path.read_bytes() for path in (group / SUMMARY).glob("*.png")}
+    assert again.keys() == {"over_data_num_train", "cost"}
+
+    # from files alone it is the same run, with the same in it, and in the place of the other
+    capsys.readouterr()
+    assert run_cli("sync", "runs/how_many") == 0
+    assert "runs/how_many: written; wandb sync " in capsys.readouterr().out
+    (anew,) = (one["run"] for one in told(group / SUMMARY) if one["type"] == "run")
+    assert (anew["run_id"], anew["run_group"]) == (run["run_id"], run["run_group"])
+    assert list(tables(group / SUMMARY).values()) == list(found.values())
+    assert {path.stem: path.read_bytes() for path in (group / SUMMARY).glob("*.png")} == again
+
+
+def test_wandb_cannot_stop_a_sweep_at_its_end(
+    run_cli: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    start = wandb.init
+
+    def init(**options: Any) -> Any:
+        if options["job_type"] == "summary":
+            raise OSError("no space left on device")
+        return start(**options)
+
+    monkeypatch.setattr(wandb, "init", init)
+    assert run_cli(*SWEEP, "seed=0,1", "data.num_train=1") == 0
+    assert "no summary of runs/how_many in Weights & Biases" in caplog.text
+    assert run_cli("sync", "runs/how_many") == 2
+    for path in tmp_path.rglob("record.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "status": "failed"}))
+    assert run_cli("sync", "runs/how_many") == 2
