@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -56,6 +56,10 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class Pruned(Exception):
+    """A training was given up for better ones of the same search, after saving itself."""
+
+
 class Saved(NamedTuple):
     """A checkpoint on disk.
 
@@ -85,6 +89,7 @@ class Checkpoints(pl.Callback):
     def __init__(self, folder: Path, lines: JsonLines, minutes: float = 10.0, keep: int = 2) -> None:
         self.folder, self.lines, self.minutes, self.keep = folder, lines, minutes, keep
         self.asked: int | None = None  # the signal that asked to stop
+        self.hopeless = ""  # why the training is given up
         self.best: dict[str, Any] = {}
         self._before = 0.0  # seconds of trainings that this one goes on from
         self._started = self._latest = time.monotonic()
@@ -122,7 +127,7 @@ class Checkpoints(pl.Callback):
         done = batch_idx + 1
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
             return  # gradients are being added up, or all is done
-        due = self.asked is not None or time.monotonic() - self._latest >= 60 * self.minutes
+        due = self.asked is not None or self.hopeless or time.monotonic() - self._latest >= 60 * self.minutes
         validated = bool(trainer.num_val_batches) and done % int(trainer.val_check_batch or done) == 0
         self._postponed = due and validated  # what is saved before a validation would lose it
         if due and not validated:
@@ -138,7 +143,7 @@ class Checkpoints(pl.Callback):
         if better:
             assert loss is not None
             self.best = {"step": trainer.global_step, "val/loss": float(loss)}
-        if self._postponed or better:
+        if self._postponed or better or self.hopeless:
             self._save(trainer, {})
 
     def state_dict(self) -> dict[str, Any]:
@@ -152,13 +157,16 @@ class Checkpoints(pl.Callback):
             self.lines.log_metrics(numbers, step)
 
     def stop_if_asked(self, step: int) -> None:
-        """Ends the training here where a signal asked for it.
+        """Ends the training here where a signal asked for it, or where it is given up.
 
         Raises:
-            Interrupted: it did.
+            Interrupted: a signal did.
+            Pruned: it is given up.
         """
         if self.asked is not None:
             raise Interrupted(self.asked, f"stopped after step {step} as asked; the same command goes on from there")
+        if self.hopeless:
+            raise Pruned(self.hopeless)
 
     def latest(self) -> Saved | None:
         """The newest checkpoint that is whole, or None; those that are not are told and left behind."""
@@ -209,6 +217,27 @@ class Checkpoints(pl.Callback):
         for signum, handler in self._handlers.items():
             signal.signal(signum, handler)
         self._handlers = {}
+
+
+class Pruning(pl.Callback):
+    """Has a training that is a trial of a search judged at every validation but the last; before ``Checkpoints``.
+
+    Args:
+        score: what is judged; nothing is where a validation does not give it.
+        judge: given the score and the optimizer steps taken, whether to give the training up.
+        checkpoints: what saves and ends it.
+    """
+
+    def __init__(self, score: str, judge: Callable[[float, int], bool], checkpoints: Checkpoints) -> None:
+        self.score, self.judge, self.checkpoints = score, judge, checkpoints
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.score)
+        if value is None or trainer.state.fn != "fit":
+            return
+        score, step = float(value), trainer.global_step
+        if self.judge(score, step) and trainer.fit_loop.total_batch_idx + 1 < trainer.num_training_batches:
+            self.checkpoints.hopeless = f"pruned after step {step}: other trials were better than {score:.4g} there"
 
 
 def _digest(path: Path) -> str:

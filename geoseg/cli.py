@@ -296,8 +296,9 @@ def _status(words: list[str]) -> int:
     """Looks at records and locks."""
     parser = argparse.ArgumentParser(
         "geoseg status",
-        description="Says how many runs of each experiment are done, failed, running (a live process holds their lock) "
-        "or interrupted (no finished record, and nobody at it). Reads records and locks, changes nothing.",
+        description="Says how many runs of each experiment are done, failed, pruned (given up by a search), running (a "
+        "live process holds their lock) or interrupted (no finished record, and nobody at it). Reads records and "
+        "locks, changes nothing.",
     )
     parser.add_argument("runs", nargs="?", default="runs", help="the folder of runs, or that of one experiment")
     options = parser.parse_args(words)
@@ -606,6 +607,7 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import IntervalSweep
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import InterpolationResolutionError
@@ -628,10 +630,18 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
         if not multirun and override.is_sweep_override():
             line = f"one value is typed {typed(word)}"
             raise ValueError(f"{word!r} names several values: geoseg run -m runs one after the other; {line}")
+        if not multirun and override.key_or_group == "hparams_search" and override.value() is not None:
+            raise ValueError(f"{word!r} asks for a search, which makes several runs: geoseg run -m does them")
         if override.key_or_group == "rivals" and override.value() == {}:
             raise ValueError("rivals={} would change nothing, since mappings are merged; rivals=null leaves them out")
         if multirun and override.is_sweep_override():
-            first = next(iter(override.sweep_string_iterator()))
+            value = override.value()
+            if isinstance(value, IntervalSweep):
+                first: Any = value.start
+            else:
+                first = next(iter(override.sweep_string_iterator()), None)
+            if first is None:
+                raise ValueError(f"{word!r} names no value; the end of a range is left out, as Python has it")
             word = f"{override.get_key_element()}={first}"
         single.append(word)
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from geoseg import lora, memory, progress
-from geoseg.checkpoints import Checkpoints, Interrupted
+from geoseg.checkpoints import Checkpoints, Interrupted, Pruned, Pruning
 from geoseg.config import build, identity, own_packages, redact, weights_of
 from geoseg.data.module import DataModule
 from geoseg.data.profiles import natural
@@ -204,6 +204,7 @@ class Job:
         data: a prepared data module.
         where: the method's key in the configuration, for error messages.
         trained_by: the record of the run whose training is used, so that nothing is trained; None trains.
+        judge: asked at every validation of the training, with the objective and the step, whether to give it up.
         fit_id: what is trained, or None where nothing is.
         run_id: what is scored.
     """
@@ -213,6 +214,7 @@ class Job:
     data: DataModule
     where: str = "method"
     trained_by: Mapping[str, Any] | None = None
+    judge: Callable[[float, int], bool] | None = None
     fit_id: str | None = field(init=False)
     run_id: str = field(init=False)
 
@@ -249,6 +251,7 @@ class Job:
 
         Raises:
             Busy: this is part of a sweep, and the run is being computed by somebody else.
+            Pruned: the training was given up.
         """
         found = self.finished()
         if found is not None:
@@ -269,15 +272,29 @@ class Job:
                 if interrupted and not isinstance(error, Interrupted):
                     log.warning("interrupted; the same command goes on with this run, and what is finished is kept")
                 if earlier is None or earlier["status"] != "done":  # a forced run that fails leaves the good record
+                    if isinstance(error, Pruned):
+                        self._record(status="pruned", error=str(error))
+                        raise
                     trace = "".join(traceback.format_exception(error))
                     status = "interrupted" if interrupted else "failed"
                     self._record(status=status, error=f"{type(error).__name__}: {error}", traceback=trace)
                 raise
 
     def finished(self) -> dict[str, Any] | None:
-        """The record of an earlier run with this identity that came to its end, or None."""
+        """The record of an earlier run with this identity that came to its end, or None.
+
+        It is not at its end as long as the objective is a score that it can have and does not have yet.
+        """
         found = None if self.settings["force"] else read_record(self.folder)
-        return found if found is not None and found["status"] == "done" else None
+        if found is None or found["status"] != "done":
+            return None
+        return None if self._validates(found["scores"]) else found
+
+    def _validates(self, scores: Mapping[str, Any]) -> bool:
+        """Whether the objective is a score of the answers, and these scores have it of the test set alone."""
+        objective = str(self.settings["objective"])
+        of_test = objective.replace("val/", "test/", 1)
+        return bool(self.data.names["val"]) and objective not in scores and of_test != objective and of_test in scores
 
     @contextmanager
     def assembled(self, models: Models) -> Iterator[Assembled]:
@@ -336,8 +353,11 @@ class Job:
             results["evaluates"] = {**source, "data": self.trained_by["data"]}
         if method.predictor is not None and self.data.palette is not None:  # without classes there is nothing to score
             evaluation, minutes = self._evaluate(method.predictor, wandb)
+            scores = results["scores"] | evaluation.scores
+            if self._validates(scores):
+                scores |= self._validated(method.predictor)
             results |= {
-                "scores": results["scores"] | evaluation.scores,
+                "scores": scores,
                 "per_unit": evaluation.per_unit,
                 "stages": evaluation.stages,
                 "stages_per_unit": evaluation.stages_per_unit,
@@ -375,6 +395,15 @@ class Job:
         lines.write_csv()
         total = time.perf_counter() - started
         return evaluation, {"predict": evaluation.seconds / 60, "score": (total - evaluation.seconds) / 60}
+
+    def _validated(self, predictor: Any) -> dict[str, float]:
+        """Scores of the answers on the validation set."""
+        assert self.data.palette is not None
+        intensity = partial(IntensityDice, **self.settings["dice"])
+        evaluation = EvaluationTask(predictor, self.data.palette, self.settings["seed"], keep=0, intensity=intensity)
+        progress.section(f"{self.method['title']}, validation", len(self.data.val))
+        self._trainer([]).test(evaluation, dataloaders=self.data.whole(self.data.val), verbose=False)
+        return {name.replace("test/", "val/", 1): value for name, value in evaluation.scores.items()}
 
     def _foresee(self, method: Assembled) -> dict[str, int]:
         """What the work that is left to do takes of memory, told before it starts."""
@@ -418,6 +447,8 @@ class Job:
             callbacks.append(Average(task.ema))
         if predictor is not None and self.settings["sample_every"] and self.settings["sample_images"]:
             callbacks.append(self._samples(predictor, per_epoch, wandb))
+        if self.judge is not None:
+            callbacks.append(Pruning(self.settings["objective"], self.judge, checkpoints))
         callbacks.append(checkpoints)  # the last, so that it saves what the others have done
         trainer = self._trainer(
             [lines, *wandb],

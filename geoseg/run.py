@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from geoseg.places import check_writable
 from geoseg.record import loaded_code
 
 
-def run(cfg: DictConfig, models: Models | None = None) -> tuple[list[dict[str, Any]], Path]:
+def run(
+    cfg: DictConfig, models: Models | None = None, judge: Callable[[float, int], bool] | None = None
+) -> tuple[list[dict[str, Any]], Path]:
     """Runs the main method and every rival of a composed configuration.
 
     Finished runs are found by their identity and not repeated, unless ``force`` is set.
@@ -25,6 +28,7 @@ def run(cfg: DictConfig, models: Models | None = None) -> tuple[list[dict[str, A
     Args:
         cfg: the composed configuration.
         models: what an earlier run of this process has left loaded, and where this one leaves what it loads.
+        judge: see ``Job``; of the main method.
 
     Returns:
         The records, the main method's first, and the folder of the main method's run.
@@ -32,9 +36,11 @@ def run(cfg: DictConfig, models: Models | None = None) -> tuple[list[dict[str, A
     Raises:
         ValueError: the configuration or the data cannot work; raised before any work starts.
         Busy: this is part of a sweep, and somebody else is at one of its runs.
+        Pruned: the judge had the main method's training given up.
     """
     loaded_code()  # before hours of training, in which somebody may go on writing
     jobs = jobs_of(cfg)
+    jobs[0].judge = judge
     models = models if models is not None else Models()
     records = []
     open_jobs = [job for job in jobs if job.finished() is None]
@@ -88,7 +94,12 @@ def jobs_of(cfg: DictConfig, prepared: dict[str, DataModule] | None = None) -> l
             f"and {len(data.names['val'])} for validation; lower data.num_train or data.num_val, or add samples"
         )
     try:
-        return [Job(settings, method, data, where) for where, method in methods.items()]
+        main, *others = methods.items()
+        beside = {**settings, "objective": None}  # it is the main method's
+        return [
+            Job(settings, main[1], data, main[0]),
+            *(Job(beside, method, data, where) for where, method in others),
+        ]
     except ValueError as error:  # names a key of the method, which may have been typed as one of its checkpoints
         key, equals, rest = str(error).partition("=")
         raise ValueError(f"{origin(cfg, key)}{equals}{rest}") from None

@@ -15,8 +15,9 @@ from rich.text import Text
 
 from geoseg.places import LOCK, holder
 
-STATES = ("done", "failed", "running", "interrupted")
-"""What a run can be: with a finished record; with that of a failure; held by a live process; none of these."""
+STATES = ("done", "failed", "pruned", "running", "interrupted")
+"""What a run can be: with a finished record; with that of a failure; given up by a search; held by a live process; none
+of these."""
 
 FITS = "fits"
 """The folder of trainings, which runs of several experiments may share."""
@@ -29,7 +30,7 @@ class Found(NamedTuple):
         experiment: the folder it lies in.
         name: its id.
         state: one of ``STATES``.
-        note: the error of a failed one; who is at a running one, and since when.
+        note: the error of a failed one; why one was pruned; who is at a running one, and since when.
         method: its title, "" where no record says it.
     """
 
@@ -48,7 +49,7 @@ def look(folder: Path) -> list[Found]:
     """
     groups = [folder] if any(_is_run(place) for place in _folders(folder)) else list(_folders(folder))
     found: list[Found] = []
-    errors: dict[str, str] = {}  # of trainings, told by the runs that wanted them
+    told: dict[str, tuple[str, str]] = {}  # of trainings: how they ended and why, from the runs that wanted them
     for group in sorted(groups, key=lambda group: group.name):
         if group.name == FITS:
             continue
@@ -56,11 +57,11 @@ def look(folder: Path) -> list[Found]:
             if _is_run(place):
                 run, fit = _run(group.name, place)
                 found.append(run)
-                if run.state == "failed" and fit:
-                    errors[fit] = run.note
+                if run.state in ("failed", "pruned") and fit:
+                    told[fit] = run.state, run.note
     for group in groups:
         if group.name == FITS:
-            found += [_fit(place, errors) for place in _folders(group)]
+            found += [_fit(place, told) for place in _folders(group)]
     return found
 
 
@@ -107,18 +108,18 @@ def _run(experiment: str, place: Path) -> tuple[Found, str | None]:
         return Found(experiment, place.name, "running", who, method), fit
     if record.get("status") == "done":
         return Found(experiment, place.name, "done", "", method), fit
-    if record.get("status") == "failed":
-        return Found(experiment, place.name, "failed", " ".join(str(record.get("error")).split()), method), fit
+    if (status := record.get("status")) in ("failed", "pruned"):
+        return Found(experiment, place.name, status, " ".join(str(record.get("error")).split()), method), fit
     return Found(experiment, place.name, "interrupted", "", method), fit
 
 
-def _fit(place: Path, errors: Mapping[str, str]) -> Found:
+def _fit(place: Path, told: Mapping[str, tuple[str, str]]) -> Found:
     if who := holder(place):
         return Found(FITS, place.name, "running", who, "")
     if (place / "fit.json").is_file():
         return Found(FITS, place.name, "done", "", "")
-    state = "failed" if place.name in errors else "interrupted"
-    return Found(FITS, place.name, state, errors.get(place.name, ""), "")
+    state, note = told.get(place.name, ("interrupted", ""))
+    return Found(FITS, place.name, state, note, "")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,13 +14,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from omegaconf import DictConfig, open_dict
 
@@ -93,7 +94,7 @@ def register() -> None:
 
     plugins = Plugins.instance()
     module = importlib.import_module("hydra_plugins.geoseg_sweep")
-    for plugin in (module.Workers, module.Resumed):
+    for plugin in (module.Workers, module.Resumed, module.Search):
         plugins.register(plugin)  # it may have looked before
 
 
@@ -112,7 +113,7 @@ def job(cfg: DictConfig, models: Any = None, brief: bool = False) -> float | Non
     from geoseg.run import run
 
     quieten()  # only now, since Lightning sets its level when it is imported
-    records, folder = run(cfg, models)
+    records, folder = run(cfg, models, _judge(cfg))
     if brief:
         for record in records:
             score = record["scores"].get("test/iou/mean")
@@ -152,49 +153,54 @@ def describe(error: BaseException) -> JobFailed:
 
 def launch(
     task: Callable[[DictConfig], Any],
-    overrides: Sequence[Sequence[str]],
+    jobs: Iterable[Sequence[str]],
     varied: Collection[str],
     compose: Callable[[Sequence[str]], DictConfig],
     first: int,
     workers: int,
     timeout: float | None,
+    ended: Callable[[int, JobReturn], None] = lambda index, ended: None,
 ) -> list[JobReturn]:
     """Does jobs in worker processes.
 
     Args:
         task: what to do with a configuration; a function of a module.
-        overrides: the words of each job.
+        jobs: the words of each job; asked for the next one when a worker is free for it.
         varied: the keys that vary among them.
         compose: makes a job's configuration of its words, with Hydra's own node.
         first: the number of the first job, where they do not bring their own.
         workers: how many processes.
         timeout: seconds for one job, or None.
+        ended: called with a job's place among the jobs and how it ended, before the next one is asked for.
     """
     several = workers > 1
-    numbers = [_number(words, first + i) for i, words in enumerate(overrides)]
-    called = [" ".join(_shown(words, varied)) for words in overrides]
+    taken: list[Sequence[str]] = []
+    numbers: list[int] = []
 
-    def composed(index: int) -> DictConfig:
-        config = compose(overrides[index])
-        with open_dict(config):
-            config.hydra.job.num = numbers[index]
-            config.hydra.job.id = str(numbers[index])
-        return config
+    def composed() -> Iterator[DictConfig]:
+        for index, words in enumerate(jobs):
+            config = compose(words)
+            taken.append(words)
+            numbers.append(_number(words, first + index))
+            with open_dict(config):
+                config.hydra.job.num = numbers[index]
+                config.hydra.job.id = str(numbers[index])
+            yield config
 
     def begins(index: int) -> None:
-        print(f"[{numbers[index]}] begins: {called[index]}", flush=True)
+        print(f"[{numbers[index]}] begins: {' '.join(shown(taken[index], varied))}", flush=True)
 
     def ends(index: int, outcome: Outcome) -> None:
-        ended = _returned(overrides[index], outcome)
-        print(f"[{numbers[index]}] {_ending(ended)} after {_time(outcome.seconds)}", flush=True)
+        returned = _returned(taken[index], outcome)
+        print(f"[{numbers[index]}] {_ending(returned)} after {_time(outcome.seconds)}", flush=True)
+        ended(index, returned)
 
     def says(index: int, line: str) -> None:
         print(f"[{numbers[index]}] {line}", flush=True)
 
     outcomes = run_tasks(
         functools.partial(_work, task, several),
-        len(overrides),
-        composed,
+        composed(),
         workers=workers,
         timeout=timeout,
         environment={SWEEP: os.environ.get(SWEEP, me()), **threads_for(workers)},
@@ -203,7 +209,7 @@ def launch(
         ends=ends,
         says=says if several else None,
     )
-    return [_returned(words, outcome) for words, outcome in zip(overrides, outcomes, strict=True)]
+    return [_returned(words, outcome) for words, outcome in zip(taken, outcomes, strict=True)]
 
 
 def sweep(
@@ -228,26 +234,19 @@ def sweep(
         SystemExit: a job failed, with the largest of their exit codes; or Ctrl-C, with 130.
     """
     try:
-        _check(config, varied)
+        check_workers(config, varied)
     except ValueError as error:
         print(f"geoseg: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     quieten()
-    plan = [Planned(i, list(words), " ".join(_shown(words, varied))) for i, words in enumerate(jobs)]
-    try:
-        with _own(), _stoppable():
-            _look(plan, compose)
-            print_states(plan, "to begin with")
-            _launch([planned for planned in plan if planned.state in ("open", "again")], launch, most)
-            if others := [planned for planned in plan if planned.state == "elsewhere"]:
-                _look(others, compose)  # they may be finished by now, or given up
-                _launch([planned for planned in others if planned.state in ("open", "again")], launch, most)
-    except Stopped as stopped:
-        print("geoseg: stopped; the same command goes on with what is left", file=sys.stderr)
-        raise SystemExit(128 + stopped.signum) from None  # as shells have it
-    except KeyboardInterrupt:
-        print("geoseg: interrupted; the same command goes on with what is left", file=sys.stderr)
-        raise SystemExit(130) from None
+    plan = [Planned(i, list(words), " ".join(shown(words, varied))) for i, words in enumerate(jobs)]
+    with resumable():
+        _look(plan, compose)
+        print_states(plan, "to begin with")
+        _launch([planned for planned in plan if planned.state in ("open", "again")], launch, most)
+        if others := [planned for planned in plan if planned.state == "elsewhere"]:
+            _look(others, compose)  # they may be finished by now, or given up
+            _launch([planned for planned in others if planned.state in ("open", "again")], launch, most)
     print_states(plan, "at the end")
     _summarize(plan, varied)
     failed = [planned for planned in plan if planned.state == "failed"]
@@ -297,6 +296,24 @@ class Stopped(BaseException):
 
 
 @contextmanager
+def resumable() -> Iterator[None]:
+    """Says how to go on where somebody stops what is inside, once its workers have saved their trainings.
+
+    Raises:
+        SystemExit: with 128 + signal.
+    """
+    try:
+        with _own(), _stoppable():
+            yield
+    except Stopped as stopped:
+        print("geoseg: stopped; the same command goes on with what is left", file=sys.stderr)
+        raise SystemExit(128 + stopped.signum) from None  # as shells have it
+    except KeyboardInterrupt:
+        print("geoseg: interrupted; the same command goes on with what is left", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@contextmanager
 def _stoppable() -> Iterator[None]:
     """Lets workers save their trainings where SIGTERM or SIGUSR1 would end this process at once."""
 
@@ -324,7 +341,12 @@ def _own() -> Iterator[None]:
         del os.environ[SWEEP]
 
 
-def _check(config: DictConfig, varied: Collection[str]) -> None:
+def check_workers(config: DictConfig, varied: Collection[str]) -> None:
+    """Looks at what a sweep has one number of.
+
+    Raises:
+        ValueError: an impossible number, or several.
+    """
     for key in ("workers", "timeout"):
         if key in varied:
             raise ValueError(f"{key} takes one number for the whole sweep, and not several; give {key}={config[key]}")
@@ -393,8 +415,25 @@ def _summarize(plan: Sequence[Planned], varied: Collection[str]) -> None:
 
 
 def _failure(error: JobFailed) -> tuple[str, str, int]:
-    line = " ".join(error.text.split())
-    return "failed", line if len(line) <= 300 else f"{line[:297]}...", error.code
+    return "failed", in_a_line(error.text), error.code
+
+
+def in_a_line(text: str) -> str:
+    """What fits into a table."""
+    line = " ".join(text.split())
+    return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def _judge(cfg: DictConfig) -> Callable[[float, int], bool] | None:
+    """What says whether a training is to be given up, where this run is a trial of a search that prunes."""
+    if not HydraConfig.initialized():
+        return None
+    sweeper = HydraConfig.get().sweeper
+    if sweeper.get("trial") is None or sweeper.pruner is None:
+        return None
+    from geoseg.study import judge, study_folder
+
+    return judge(study_folder(cfg.runs, cfg.name, sweeper.study), sweeper.trial, **sweeper.pruner)
 
 
 def _prepare() -> None:
@@ -435,12 +474,19 @@ def _work(task: Callable[..., Any], several: bool, config: DictConfig) -> Any:
             job_subdir_key="hydra.sweep.subdir",
         )
     error = ended._return_value
-    if ended.status is JobStatus.COMPLETED or isinstance(error, Busy):
+    if ended.status is JobStatus.COMPLETED or no_failure(error):
         return error
     failed = describe(error)
     if failed.code == 1:
         traceback.print_exception(error)
     raise failed
+
+
+def no_failure(answer: Any) -> bool:
+    """Whether a job that has no result is in order all the same: another one is at its run, or it was pruned."""
+    from geoseg.checkpoints import Pruned
+
+    return isinstance(answer, Busy | Pruned)
 
 
 def _number(words: Sequence[str], otherwise: int) -> int:
@@ -450,7 +496,7 @@ def _number(words: Sequence[str], otherwise: int) -> int:
 
 def _returned(overrides: Sequence[str], outcome: Outcome) -> JobReturn:
     """A worker's outcome as Hydra knows it."""
-    bad = outcome.error is not None or isinstance(outcome.value, Busy)
+    bad = outcome.error is not None or no_failure(outcome.value)
     ended = JobReturn(overrides=list(overrides), status=JobStatus.FAILED if bad else JobStatus.COMPLETED)
     ended.return_value = outcome.value if outcome.error is None else outcome.error
     return ended
@@ -461,10 +507,12 @@ def _ending(ended: JobReturn) -> str:
         return "done"
     if isinstance(ended._return_value, Busy):
         return f"left: {ended._return_value}; stopped"
+    if no_failure(ended._return_value):
+        return f"{ended._return_value}; stopped"
     return f"failed: {_failure(describe(ended._return_value))[1]};"
 
 
-def _shown(words: Sequence[str], keys: Collection[str]) -> list[str]:
+def shown(words: Sequence[str], keys: Collection[str]) -> list[str]:
     """The words for some keys as they would be typed."""
     return [shlex.quote(word) for word in words if word.partition("=")[0] in keys]
 

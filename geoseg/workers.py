@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -48,8 +48,7 @@ class Outcome(NamedTuple):
 
 def run_tasks(
     work: Callable[[Any], Any],
-    count: int,
-    task: Callable[[int], Any],
+    tasks: Iterable[Any],
     workers: int = 1,
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
@@ -65,8 +64,7 @@ def run_tasks(
 
     Args:
         work: a function of a module; called with one task in a process that was started anew (spawn).
-        count: how many tasks there are.
-        task: gives the task of an index when a worker is free for it; something that can be pickled.
+        tasks: things that can be pickled; asked for the next one when a worker is free for it.
         workers: how many processes at most.
         timeout: seconds after which a task is stopped; None never.
         environment: variables that the workers see beside those of this process.
@@ -79,19 +77,21 @@ def run_tasks(
     Returns:
         Outcomes in the order of the tasks.
     """
-    todo = list(range(count))[::-1]
+    left = enumerate(tasks)
     outcomes: dict[int, Outcome] = {}
     crew: list[_Worker] = []
 
-    def hand(worker: _Worker, index: int) -> None:
+    def hand(worker: _Worker, index: int, task: Any) -> None:
         begins(index)
-        worker.give(index, task(index))
+        worker.give(index, task)
 
     try:
-        while todo or crew:
-            while todo and len(crew) < workers:
+        while True:
+            while len(crew) < workers and (following := next(left, None)):
                 crew.append(_Worker(work, prepare, environment or {}, says))
-                hand(crew[-1], todo.pop())
+                hand(crew[-1], *following)
+            if not crew:
+                break
             wait([source for worker in crew for source in worker.sources()], timeout=TICK)
             for worker in list(crew):
                 outcome = worker.look(timeout)
@@ -99,8 +99,8 @@ def run_tasks(
                     continue
                 outcomes[worker.index] = outcome
                 ends(worker.index, outcome)
-                if outcome.error is None and todo:
-                    hand(worker, todo.pop())
+                if outcome.error is None and (following := next(left, None)):
+                    hand(worker, *following)
                 else:
                     worker.end()
                     crew.remove(worker)
@@ -111,7 +111,7 @@ def run_tasks(
         ending = time.monotonic() + FAREWELL
         for worker in crew:
             worker.end(max(0.0, ending - time.monotonic()))
-    return [outcomes[index] for index in range(count)]
+    return [outcomes[index] for index in sorted(outcomes)]
 
 
 def threads_for(workers: int) -> dict[str, str]:

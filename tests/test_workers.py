@@ -66,8 +66,7 @@ def test_one_worker_does_all_in_order_and_ends(work, tmp_path: Path) -> None:
     said: list[object] = []
     outcomes = run_tasks(
         work,
-        3,
-        "abc".__getitem__,
+        "abc",
         environment={"COLOUR": "red"},
         begins=said.append,
         ends=lambda index, outcome: said.append((index, outcome.value[1])),
@@ -83,7 +82,7 @@ def test_one_worker_does_all_in_order_and_ends(work, tmp_path: Path) -> None:
 
 def test_what_fails_fails_alone(work) -> None:
     tasks = ["a", "raise", "b", "exit", "kill", "end", "local", "hang", "c"]
-    outcomes = run_tasks(work, len(tasks), tasks.__getitem__, workers=2, timeout=2)
+    outcomes = run_tasks(work, tasks, workers=2, timeout=2)
     told = {task: str(outcome.error) for task, outcome in zip(tasks, outcomes, strict=True) if outcome.error}
     assert told == {
         "raise": "no",
@@ -101,7 +100,7 @@ def test_what_fails_fails_alone(work) -> None:
 def test_lines_of_several_workers_say_whose_they_are(work) -> None:
     lines: list[tuple[int, str]] = []
     tasks = ["a", "say", "say"]
-    run_tasks(work, 3, tasks.__getitem__, workers=2, says=lambda index, line: lines.append((index, line)))
+    run_tasks(work, tasks, workers=2, says=lambda index, line: lines.append((index, line)))
     for index in (1, 2):
         assert {line for of, line in lines if of == index} == {"in Python", "of another program", "no end"}
     assert {of for of, _ in lines} == {1, 2}
@@ -113,7 +112,7 @@ def test_preparation_comes_once_per_worker_and_costs_no_task_its_time(work, tmp_
     )
     import slowly
 
-    outcomes = run_tasks(work, 2, "ab".__getitem__, timeout=1, prepare=slowly.prepare)
+    outcomes = run_tasks(work, "ab", timeout=1, prepare=slowly.prepare)
     sys.modules.pop("slowly")
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert (tmp_path / "prepared").read_text() == "x"
@@ -125,7 +124,7 @@ def test_workers_end_with_whoever_started_them(work, tmp_path: Path, how: signal
     (tmp_path / "controller.py").write_text(
         "from errands import work\nfrom geoseg.workers import run_tasks\nif __name__ == '__main__':\n"
         "    said = lambda index, outcome: print(outcome.value[0], flush=True)\n"
-        "    run_tasks(work, 4, ['a', 'b', 'hang', 'hang'].__getitem__, workers=2, ends=said)\n"
+        "    run_tasks(work, ['a', 'b', 'hang', 'hang'], workers=2, ends=said)\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     with subprocess.Popen(
@@ -155,5 +154,5 @@ def test_threads_are_shared_unless_the_user_has_decided(monkeypatch: pytest.Monk
 
 
 def test_nothing_to_do(work) -> None:
-    assert run_tasks(work, 0, "".__getitem__) == []
+    assert run_tasks(work, "") == []
     assert Outcome(1, None, 0.0).value == 1

@@ -237,8 +237,12 @@ class DataModule(pl.LightningDataModule):
         return DataLoader(view, batch_sampler=order, num_workers=self.workers)
 
     def test_dataloader(self) -> DataLoader[Any]:
+        """The test set's whole images."""
+        return self.whole(self.test)
+
+    def whole(self, split: Split) -> DataLoader[Any]:
         """Whole images, neighbours of one shape together."""
-        return DataLoader(self.test, batch_sampler=SameShape(self.test, self.batch_size), num_workers=self.workers)
+        return DataLoader(split, batch_sampler=SameShape(split, self.batch_size), num_workers=self.workers)
 
     def _choose_train(self, pool: list[str], free: list[str]) -> list[str]:
         """Training samples: any of ``pool`` by name, else of those that are not held back for validation and test."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count, islice
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -12,7 +14,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
-from geoseg import sweep
+from geoseg import search, sweep
 
 
 class Workers(Launcher):
@@ -21,7 +23,12 @@ class Workers(Launcher):
     def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
         self.loader, self.task, self.config = hydra_context.config_loader, task_function, config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+    def launch(
+        self,
+        job_overrides: Iterable[Sequence[str]],
+        initial_job_idx: int,
+        ended: Callable[[int, JobReturn], None] = lambda index, ended: None,
+    ) -> list[JobReturn]:
         return sweep.launch(
             self.task,
             job_overrides,
@@ -30,6 +37,7 @@ class Workers(Launcher):
             initial_job_idx,
             self.config.workers,
             self.config.timeout,
+            ended,
         )
 
 
@@ -42,6 +50,10 @@ class Resumed(BasicSweeper):
         assert self.launcher is not None
         loader, config, launcher = self.hydra_context.config_loader, self.config, self.launcher
         parsed = _parsed(config, loader)
+        if endless := [override.input_line for override in parsed if override.is_interval_sweep()]:
+            cure = "hparams_search=optuna tries some of them; or list values, as key=1,2,3"
+            print(f"geoseg: there is no end of values in {', '.join(map(str, endless))}: {cure}", file=sys.stderr)
+            raise SystemExit(2)
         sweep.sweep(
             [words for batch in self.split_arguments(parsed, None) for words in batch],
             _varied(parsed),
@@ -49,6 +61,37 @@ class Resumed(BasicSweeper):
             lambda words: loader.load_sweep_config(config, list(words)),
             lambda jobs: launcher.launch(jobs, initial_job_idx=0),
             self.max_batch_size,
+        )
+
+
+class Search(BasicSweeper):
+    """Chooses values by how those before them scored, and leaves the runs to the launcher: see ``geoseg.search``."""
+
+    def __init__(self, max_batch_size: int | None, params: Any = None, **settings: Any) -> None:
+        super().__init__(max_batch_size, params)
+        self.settings = settings
+
+    def sweep(self, arguments: list[str]) -> None:
+        assert self.hydra_context is not None
+        assert self.config is not None
+        assert self.launcher is not None
+        loader, config, launcher = self.hydra_context.config_loader, self.config, self.launcher
+
+        def launch(jobs: Iterator[list[str]], ended: Callable[[int, JobReturn], None]) -> None:
+            if isinstance(launcher, Workers):
+                launcher.launch(jobs, 0, ended)
+                return
+            numbers = count()
+            while batch := list(islice(jobs, config.workers)):
+                for returned in launcher.launch(batch, initial_job_idx=0):
+                    ended(next(numbers), returned)
+
+        search.search(
+            _parsed(config, loader),
+            self.settings,
+            config,
+            lambda words: loader.load_sweep_config(config, list(words)),
+            launch,
         )
 
 
