@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 
 from geoseg.config import check_type
 from geoseg.loggers import JsonLines
+from geoseg.tasks.callbacks import largest
 
 log = logging.getLogger("geoseg")
 
@@ -49,11 +50,15 @@ class Interrupted(Exception):
 
     Attributes:
         signum: the signal that asked.
+        what: what became of the training.
     """
 
     def __init__(self, signum: int, what: str) -> None:
-        super().__init__(f"{what} ({signal.Signals(signum).name})")
-        self.signum = signum
+        super().__init__(signum, what)  # as it was made, so that it can come from another process
+        self.signum, self.what = signum, what
+
+    def __str__(self) -> str:
+        return f"{self.what} ({signal.Signals(self.signum).name})"
 
 
 class Pruned(Exception):
@@ -76,7 +81,8 @@ class Checkpoints(pl.Callback):
     """Saves a training every few minutes and when it is asked to stop; has to be the last of the callbacks.
 
     A checkpoint is taken after an optimizer step, never within accumulated gradients, and where a validation is due
-    after that: what goes on from it does exactly what this training would have done.
+    after that: what goes on from it does exactly what this training would have done. Of several processes all decide
+    alike, and the first one writes.
 
     Args:
         folder: where checkpoints are written.
@@ -95,6 +101,7 @@ class Checkpoints(pl.Callback):
         self._started = self._latest = time.monotonic()
         self._step = -1
         self._postponed = False
+        self._alone = True
         self._line: tuple[int, dict[str, float]] | None = None  # of the step being saved, where not logged yet
         self._handlers: dict[int, Any] = {}
 
@@ -106,6 +113,7 @@ class Checkpoints(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._started = self._latest = time.monotonic()
         self._step = trainer.global_step
+        self._alone = trainer.world_size == 1
         if threading.current_thread() is threading.main_thread():  # signals go nowhere else
             self._handlers = {signum: signal.signal(signum, self._ask) for signum in SIGNALS}
 
@@ -119,7 +127,10 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._step == trainer.global_step and self._latest > self._started:  # it has been saved
-            self.stop_if_asked(self._step)
+            [asked] = largest(trainer, self.asked or 0)  # since then, whichever process was asked
+            if asked:
+                self.asked = int(asked)
+                self.stop_if_asked(self._step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,7 +138,9 @@ class Checkpoints(pl.Callback):
         done = batch_idx + 1
         if done % trainer.accumulate_grad_batches or done == trainer.num_training_batches:
             return  # gradients are being added up, or all is done
-        due = self.asked is not None or self.hopeless or time.monotonic() - self._latest >= 60 * self.minutes
+        # as soon as one of the processes is asked, or finds it due
+        due = any(largest(trainer, self.asked or 0, time.monotonic() - self._latest >= 60 * self.minutes))
+        due = due or bool(self.hopeless)
         validated = bool(trainer.num_val_batches) and done % int(trainer.val_check_batch or done) == 0
         self._postponed = due and validated  # what is saved before a validation would lose it
         if due and not validated:
@@ -188,13 +201,20 @@ class Checkpoints(pl.Callback):
         self._line = (step - 1, unlogged) if unlogged else None
         part = self.folder / f".step_{step:08d}.part"
         try:
-            trainer.save_checkpoint(part, weights_only=False)
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-            part.replace(self.folder / f"step_{step:08d}-{_digest(part)}.ckpt")
+            trainer.save_checkpoint(part, weights_only=False)  # all take part, and the first writes
+            if trainer.is_global_zero:
+                self._keep(part, step)
         finally:
-            part.unlink(missing_ok=True)
+            if trainer.is_global_zero:
+                part.unlink(missing_ok=True)
+        trainer.strategy.barrier()  # nobody goes on, or ends, before it is whole
         self._postponed, self._latest = False, time.monotonic()
+
+    def _keep(self, part: Path, step: int) -> None:
+        """Makes a finished file the newest checkpoint, and removes those that are not to be kept."""
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(self.folder / f"step_{step:08d}-{_digest(part)}.ckpt")
         # a damaged one that was passed over lies ahead, and must not stand in the place of a whole one
         steps = sorted({saved.step for saved in self._all() if saved.step <= step})[-self.keep :]
         for path, old in self._all():
@@ -211,7 +231,8 @@ class Checkpoints(pl.Callback):
             self._release()
             raise KeyboardInterrupt  # whoever asks twice does not want to wait
         self.asked = signum
-        log.warning("%s: stops after this step, once it is saved", signal.Signals(signum).name)
+        if self._alone:  # else whoever started the processes says so
+            log.warning("%s: stops after this step, once it is saved", signal.Signals(signum).name)
 
     def _release(self) -> None:
         for signum, handler in self._handlers.items():

@@ -539,6 +539,7 @@ def _run(words: list[str]) -> int:
     from geoseg.config import conf_folder, register_resolvers
     from geoseg.quiet import quieten
     from geoseg.quoting import torn
+    from geoseg.workers import WorkerEnded
 
     sweep.register()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
@@ -564,7 +565,7 @@ def _run(words: list[str]) -> int:
             return sweep.job(cfg)
         except Exception as error:
             failed = sweep.describe(error)
-            if failed.code == 1:
+            if failed.code == 1 and not isinstance(error, WorkerEnded):  # which says all that is known
                 raise
             print(f"geoseg: {failed.text}", file=sys.stderr)
             codes.append(failed.code)

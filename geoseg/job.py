@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,16 +19,17 @@ import torch
 from omegaconf import OmegaConf
 
 from geoseg import lora, memory, progress
-from geoseg.checkpoints import Checkpoints, Interrupted, Pruned, Pruning
+from geoseg.checkpoints import Checkpoints, Interrupted, Pruned, Pruning, Saved
 from geoseg.config import build, identity, own_packages, redact, weights_of
 from geoseg.data.module import DataModule
 from geoseg.data.profiles import natural
 from geoseg.figures import draw_dice, draw_stages, draw_training
-from geoseg.loggers import JsonLines, WandbLogger
+from geoseg.loggers import JsonLines, Relay, WandbLogger
 from geoseg.metrics.intensity import IntensityDice
 from geoseg.palette import Palette
 from geoseg.places import SWEEP, full_disk_told, locked
 from geoseg.randomness import seeded
+from geoseg.ranks import Rank, alone, beside, joined, on_gpu, processes_of, relay, train_together
 from geoseg.record import (
     device,
     loaded_code,
@@ -46,8 +47,9 @@ from geoseg.tasks.task import Task, TrainingDiverged
 
 log = logging.getLogger("geoseg")
 
-WHERE_TO_COMPUTE = ("accelerator", "devices", "log_every_n_steps")
-"""Settings of the trainer that decide no number."""
+WHERE_TO_COMPUTE = ("accelerator", "devices", "strategy", "log_every_n_steps")
+"""Settings of the trainer that decide no number but for the last digits: however many processes divide a batch, its
+mean is the same sum in another order."""
 
 
 class Models:
@@ -221,6 +223,9 @@ class Job:
     def __post_init__(self) -> None:
         method, data = self.method, self.data
         self.precision = precision_of(self.settings["trainer"])
+        trains = method["task"] is not None and self.trained_by is None
+        processes = processes_of(self.settings["trainer"])
+        self.processes = processes if trains else 1  # prediction takes one
         try:
             self.weights = weights_of(method)
         except ValueError as error:
@@ -236,7 +241,7 @@ class Job:
             "precision": self.precision,  # never "auto", which means one thing here and another there
         }
         self.fit_id = None if self.trained_by is None else self.trained_by["fit_id"]
-        if method["task"] is not None and self.trained_by is None:
+        if trains:
             fitted = {"adapter": method["adapter"], "task": method["task"]}
             self.fit_id = identity(base, fitted, data.fingerprint("train", "val"))
         scored = {"predictor": method["predictor"], "wrappers": method["wrappers"], "weights": self.weights["hashes"]}
@@ -315,6 +320,18 @@ class Job:
                 look()
             except ValueError as error:
                 raise ValueError(f"{self.where}.task.{key}: {error}") from None
+        size, devices = task.fit.batch_size, self.settings["trainer"]["devices"]
+        if size % self.processes:
+            raise ValueError(
+                f"{self.where}.task.fit.batch_size={size}: a batch is divided among the devices, and trainer.devices="
+                f"{devices} is {self.processes} of them; take a multiple of {self.processes}, or trainer.devices=1"
+            )
+        normed = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in task.modules())
+        if normed and self.processes > 1 and not on_gpu(self.settings["trainer"]):
+            raise ValueError(
+                f"trainer.devices={devices}: {self.where} ({self.method['title']}) normalises over the whole batch "
+                "(BatchNorm), which processes can only do together on GPUs; use trainer.devices=1"
+            )
 
     def _run(self, method: Assembled) -> dict[str, Any]:
         """Trains the method and scores it where it can be, and writes everything down."""
@@ -389,7 +406,7 @@ class Job:
         )
         started = time.perf_counter()
         lines = JsonLines(self.folder)
-        trainer = self._trainer([lines, *wandb])
+        trainer = self._trainer([lines, *wandb], alone(self.settings["trainer"]))
         progress.section(self.method["title"], len(self.data.test))
         trainer.test(evaluation, datamodule=self.data, verbose=False)
         lines.write_csv()
@@ -402,15 +419,16 @@ class Job:
         intensity = partial(IntensityDice, **self.settings["dice"])
         evaluation = EvaluationTask(predictor, self.data.palette, self.settings["seed"], keep=0, intensity=intensity)
         progress.section(f"{self.method['title']}, validation", len(self.data.val))
-        self._trainer([]).test(evaluation, dataloaders=self.data.whole(self.data.val), verbose=False)
+        trainer = self._trainer([], alone(self.settings["trainer"]))
+        trainer.test(evaluation, dataloaders=self.data.whole(self.data.val), verbose=False)
         return {name.replace("test/", "val/", 1): value for name, value in evaluation.scores.items()}
 
     def _foresee(self, method: Assembled) -> dict[str, int]:
         """What the work that is left to do takes of memory, told before it starts."""
         task = None if self._fitted() else method.task
         how = {"sample_images": self.settings["sample_images"], "precision": self.precision}
-        gpu = _on_gpu(self.settings["trainer"])
-        return memory.foresee(self.method["title"], task, method.bare, method.predictor, self.data, gpu=gpu, **how)
+        where = {"gpu": on_gpu(self.settings["trainer"]), "processes": self.processes}
+        return memory.foresee(self.method["title"], task, method.bare, method.predictor, self.data, **where, **how)
 
     def _fitted(self) -> bool:
         """Whether an earlier run with the same fit has trained it, and that is to be used."""
@@ -430,14 +448,48 @@ class Job:
             log.info("%s: trained before as fit %s%s", self.method["title"], self.fit_id, note)
             return fitted
         done.unlink(missing_ok=True)
-        lines = JsonLines(self.fit_folder)
-        checkpoints = Checkpoints(self.fit_folder / "checkpoints", lines, **self.settings["save"])
+        checkpoints = self._checkpoints()
         if self.settings["force"]:
             checkpoints.clear()
-        self.data.first = 0
         start = checkpoints.latest()
         if start is not None:
             log.info("%s: goes on from step %d of fit %s", self.method["title"], start.step, self.fit_id)
+        progress.section(self.method["title"])
+        if self.processes == 1:
+            return self._train(task, predictor, start, wandb)
+
+        def order(rank: Rank) -> Order:
+            return Order(rank, self.settings, self.method, self.where, self.fit_id, start, bool(wandb))
+
+        train_together(train_beside, order, self.processes, wandb)
+        task.load(adapter)
+        trained: dict[str, Any] = json.loads(done.read_text())
+        return trained
+
+    def _checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.fit_folder / "checkpoints", JsonLines(self.fit_folder), **self.settings["save"])
+
+    def _train(
+        self,
+        task: Task,
+        predictor: Any,
+        start: Saved | None,
+        wandb: Sequence[WandbLogger | Relay],
+        rank: int | None = None,
+    ) -> dict[str, Any]:
+        """Trains in this process, and writes down what was trained.
+
+        Args:
+            task: what is learnt.
+            predictor: draws sample pictures, or None.
+            start: what to go on from, or None.
+            wandb: where numbers go beside the fit's folder.
+            rank: which of the processes this is that train together; None where it trains alone.
+        """
+        done, adapter = self.fit_folder / "fit.json", self.fit_folder / "adapter"
+        checkpoints = self._checkpoints()
+        lines = checkpoints.lines
+        self.data.first = 0
         plan, visits = task.fit, self.data.visits(task)
         steps, per_epoch = len(visits), visits.per_round * plan.repeats
         every = min(steps, plan.validate_every * per_epoch) if plan.validate_every else steps
@@ -445,13 +497,14 @@ class Job:
         callbacks: list[pl.Callback] = [watch]
         if task.ema is not None:
             callbacks.append(Average(task.ema))
-        if predictor is not None and self.settings["sample_every"] and self.settings["sample_images"]:
+        if predictor is not None and self.settings["sample_every"] and self.settings["sample_images"] and not rank:
             callbacks.append(self._samples(predictor, per_epoch, wandb))
         if self.judge is not None:
             callbacks.append(Pruning(self.settings["objective"], self.judge, checkpoints))
         callbacks.append(checkpoints)  # the last, so that it saves what the others have done
         trainer = self._trainer(
             [lines, *wandb],
+            alone(self.settings["trainer"]) if rank is None else beside(self.settings["trainer"]),
             max_epochs=1,  # Lightning's one epoch is the whole run: see ``Visits``
             accumulate_grad_batches=plan.accumulate,
             gradient_clip_val=plan.clip,
@@ -461,16 +514,19 @@ class Job:
             limit_val_batches=1.0 if len(self.data.val) else 0,
             num_sanity_val_steps=0,
         )
-        progress.section(self.method["title"])
         try:
             trainer.fit(task, datamodule=self.data, ckpt_path=start.path if start else None, weights_only=True)
             if len(self.data.val) and steps % every:  # the score to choose by is that of the weights that are kept
                 trainer.validate(task, datamodule=self.data, verbose=False)
         except TrainingDiverged as error:
-            task.save(adapter)
+            if not rank:
+                task.save(adapter)
+            trainer.strategy.barrier()
             raise TrainingDiverged(f"{error}. The last good ones are in {adapter}") from None
         finally:
             lines.write_csv()
+        if rank:  # the first one writes
+            return {}
         fitted = {
             "minutes": checkpoints.seconds / 60,
             "files": [path.relative_to(adapter).as_posix() for path in task.save(adapter)],
@@ -488,7 +544,7 @@ class Job:
         checkpoints.stop_if_asked(trainer.global_step)
         return fitted
 
-    def _samples(self, predictor: Any, per_epoch: int, wandb: list[WandbLogger]) -> pl.Callback:
+    def _samples(self, predictor: Any, per_epoch: int, wandb: Sequence[WandbLogger | Relay]) -> pl.Callback:
         split = self.data.val if len(self.data.val) else self.data.train  # never the test set
         shape = split.source.shape(split.names[0])
         same = [i for i, name in enumerate(split.names) if split.source.shape(name) == shape]
@@ -496,9 +552,9 @@ class Job:
         items = [split[i] for i in chosen]
         return Samples(predictor, items, self.settings["sample_every"], per_epoch, self.fit_folder, self.data, wandb)
 
-    def _trainer(self, loggers: list[Any], **more: Any) -> pl.Trainer:
+    def _trainer(self, loggers: list[Any], where: Mapping[str, Any], **more: Any) -> pl.Trainer:
         return pl.Trainer(
-            **{**self.settings["trainer"], "precision": self.precision},
+            **{**where, "precision": self.precision},
             **more,
             logger=loggers,
             enable_progress_bar=False,
@@ -561,7 +617,9 @@ class Job:
     def _made_by(self) -> dict[str, Any]:
         """Which code, libraries and device are at work."""
         code, dirty = loaded_code()
-        on = device(gpu=_on_gpu(self.settings["trainer"]))
+        on = device(gpu=on_gpu(self.settings["trainer"]))
+        if self.processes > 1:  # the training; the rest is done in one
+            on += f", {self.processes} processes"
         made = {"commit": code, "dirty": dirty, "versions": versions(), "device": on, "precision": self.precision}
         own = own_code(self.method, self.settings["data"])
         return {**made, "own": own} if own else made
@@ -570,37 +628,68 @@ class Job:
         return str(self.settings["checkpoints"]["kind"]) if self.weights["ids"] else "none"
 
 
+class Order(NamedTuple):
+    """What one of the processes that train together is to do.
+
+    Attributes:
+        rank: which of them it is.
+        settings: the whole configuration, as plain containers.
+        method: the method's part of it.
+        where: the method's key in the configuration.
+        fit_id: what is trained.
+        start: what to go on from, or None.
+        wandb: whether whoever started it passes numbers on to Weights & Biases.
+    """
+
+    rank: Rank
+    settings: Mapping[str, Any]
+    method: Mapping[str, Any]
+    where: str
+    fit_id: str | None
+    start: Saved | None
+    wandb: bool
+
+
+def train_beside(order: Order) -> None:
+    """Trains as one of several processes.
+
+    Raises:
+        RuntimeError: what is to be trained is no longer the same.
+    """
+    rank, trainer = order.rank, order.settings["trainer"]
+    with joined(rank, trainer):
+        data: DataModule = build(order.settings["data"], "data")
+        job = Job(order.settings, order.method, data, order.where)
+        if job.fit_id != order.fit_id:
+            raise RuntimeError(f"the training was fit {order.fit_id} and is now {job.fit_id}: its data or code changed")
+        first = rank.number == 0
+        needed = {**order.method, "wrappers": {}, "predictor": order.method["predictor"] if first else None}
+        hashes, seed = job.weights["hashes"], order.settings["seed"]
+        with assembled(needed, order.where, Models(), data.palette, data.num_classes, seed, hashes) as made:
+            assert made.task is not None
+            job._train(made.task, made.bare, order.start, [relay()] if first and order.wandb else [], rank.number)
+
+
 def own_code(*nodes: Mapping[str, Any]) -> dict[str, str]:
     """Packages outside geoseg whose objects these parts of a configuration name, with a fingerprint of their code."""
     return {package: source_digest(package) for package in own_packages(list(nodes))}
-
-
-def _on_gpu(trainer: Mapping[str, Any]) -> bool:
-    accelerator = trainer["accelerator"]
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
 
 
 def precision_of(trainer: Mapping[str, Any]) -> str:
     """The precision to compute in: what "auto" stands for on this machine, or what was asked for.
 
     Raises:
-        ValueError: fp16 without a GPU, or several devices.
+        ValueError: fp16 without a GPU, or no GPU where one is asked for.
     """
-    devices = trainer["devices"]
-    if (len(devices) if isinstance(devices, list) else devices) != 1:
-        raise ValueError(
-            f"trainer.devices={devices}: a run uses one device, since several would each do the same work; "
-            "use 1, or [2] for the third GPU"
-        )
     precision = str(trainer["precision"])
-    if _on_gpu(trainer) and not torch.cuda.is_available():
+    if on_gpu(trainer) and not torch.cuda.is_available():
         raise ValueError(
             f"trainer.accelerator={trainer['accelerator']}, but torch sees no GPU here; use trainer=auto, or look why: "
             "no driver, a CPU build of torch, or CUDA_VISIBLE_DEVICES"
         )
     if precision == "auto":
-        return "16-mixed" if _on_gpu(trainer) else "32-true"
-    if not _on_gpu(trainer) and "16" in precision and "bf16" not in precision:
+        return "16-mixed" if on_gpu(trainer) else "32-true"
+    if not on_gpu(trainer) and "16" in precision and "bf16" not in precision:
         raise ValueError(
             f"trainer.precision={precision} needs a GPU, and this run is on the CPU; "
             "use trainer=auto, or trainer.precision=32-true"

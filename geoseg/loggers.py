@@ -70,6 +70,7 @@ class JsonLines(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Configuration is kept in config.yaml instead."""
 
+    @rank_zero_only
     def write_csv(self) -> Path | None:
         """The same numbers as ``metrics.csv``, a row per step; None where nothing was logged."""
         if not self.path.is_file():
@@ -87,6 +88,7 @@ class JsonLines(Logger):
         write_atomically(path, text.getvalue())
         return path
 
+    @rank_zero_only
     def rewind(self, count: int) -> None:
         """Goes on after line ``count`` of an interrupted training; what it logged after that will be logged again."""
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
@@ -95,6 +97,38 @@ class JsonLines(Logger):
         if count:
             write_atomically(self.path, "".join(lines[:count]))
         self.count = count
+
+
+class Relay(Logger):
+    """Hands what a training logs to another process.
+
+    Args:
+        send: called with the name of a method of ``WandbLogger`` and what it is to be given.
+    """
+
+    def __init__(self, send: Callable[..., object]) -> None:
+        super().__init__()
+        self._send = send
+
+    @property
+    def name(self) -> str:
+        return "relay"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._send("log_metrics", dict(metrics), step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The configuration is given elsewhere."""
+
+    def log_pictures(self, name: str, paths: Sequence[Path]) -> None:
+        """Shows picture files."""
+        self._send("log_pictures", name, list(paths))
 
 
 FINISH = 30

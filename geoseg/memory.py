@@ -118,7 +118,14 @@ def foresee(title: str, task: Task | None, predictor: Any, whole: Any, data: Any
 
 
 def expect(
-    task: Task | None, predictor: Any, whole: Any, data: Any, sample_images: int, precision: str, gpu: bool
+    task: Task | None,
+    predictor: Any,
+    whole: Any,
+    data: Any,
+    sample_images: int,
+    precision: str,
+    gpu: bool,
+    processes: int = 1,
 ) -> dict[str, int]:
     """Bytes that training and generation will take at their peaks, by what for; {} where a method cannot be counted.
 
@@ -130,15 +137,16 @@ def expect(
         sample_images: pictures drawn at a time where there is nothing to test on.
         precision: as Lightning calls it.
         gpu: whether it will run on one.
+        processes: that train together, each on a GPU of its own or all on this CPU.
 
     Returns:
         ``weights``; ``gradients``, ``optimizer`` (with the running average) and ``step``, the tensors of a step with
-        their gradients; ``generation``; ``program``, what is there before any of it; ``peak`` of all; ``there``, what
-        the device has, 0 where it does not tell.
+        their gradients; ``generation``; ``program``, what is there before any of it; all that of one process;
+        ``peak`` of all on a device; ``there``, what the device has, 0 where it does not tell.
     """
     weights = _bytes(task, whole)
     needs: dict[str, int] = {}
-    tensors = count(lambda: step(task, data.train), precision, gpu) if task is not None else 0
+    tensors = count(lambda: step(task, data.train, processes), precision, gpu) if task is not None else 0
     if task is not None and tensors:
         needs["gradients"] = sum(p.numel() * p.element_size() for p in task.trainable().values())
         needs["optimizer"] = state_bytes(task.optimizer()) + needs["gradients"] * (task.ema is not None)
@@ -154,12 +162,15 @@ def expect(
     program = CONTEXT if gpu else max(0, _resident() - weights)
     working = needs.get("optimizer", 0) + max(needs.get("step", 0), needs.get("generation", 0))
     there = torch.cuda.mem_get_info()[1] if gpu else memory_here()
-    return {"weights": weights, **needs, "program": program, "peak": program + weights + working, "there": there or 0}
+    peak = program + weights + working
+    if processes > 1 and not gpu:
+        peak = processes * peak + program + weights  # of the process that waits for them
+    return {"weights": weights, **needs, "program": program, "peak": peak, "there": there or 0}
 
 
-def step(task: Task, split: Any) -> None:
-    """One training step without content: forward, backward, and gradients that nobody keeps."""
-    loss = task.rehearse(split)
+def step(task: Task, split: Any, processes: int = 1) -> None:
+    """A training step without content, of one of so many processes: forward, backward, gradients that nobody keeps."""
+    loss = task.rehearse(split, task.fit.batch_size // processes)
     if loss is not None:
         torch.autograd.grad(loss, list(task.trainable().values()), allow_unused=True)
 

@@ -20,6 +20,7 @@ from geoseg.data.pictures import in_greys
 from geoseg.job import Models, assembled, precision_of
 from geoseg.palette import Palette, facies_palette
 from geoseg.randomness import stream
+from geoseg.ranks import alone
 from geoseg.record import find_run, runs_of
 from geoseg.types import Prediction
 
@@ -177,7 +178,7 @@ def load(
         settings |= {"accelerator": accelerator, "precision": "auto"}
     trainer = pl.Trainer(
         accelerator=settings["accelerator"],
-        devices=settings["devices"],
+        devices=alone(settings)["devices"],
         precision=precision_of(settings),  # type: ignore[arg-type]
         logger=False,
         enable_checkpointing=False,

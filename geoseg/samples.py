@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from geoseg import progress
 from geoseg.data.module import DataModule
 from geoseg.figures import draw_samples
-from geoseg.loggers import WandbLogger
+from geoseg.loggers import Relay, WandbLogger
 from geoseg.randomness import stream
 from geoseg.tasks.task import Task
 
@@ -30,7 +31,7 @@ class Samples(pl.Callback):
         per_epoch: int,
         folder: Path,
         data: DataModule,
-        wandb: list[WandbLogger],
+        wandb: Sequence[WandbLogger | Relay],
     ) -> None:
         self.predictor, self.items, self.every, self.per_epoch = predictor, items, every, per_epoch
         self.folder, self.data, self.wandb = folder, data, wandb

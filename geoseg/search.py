@@ -116,6 +116,11 @@ def begun(
             f"objective={config.objective} is a score of validation profiles, and none are set apart; data.num_val=4 "
             "takes four from the pool"
         )
+    if base.processes > 1 and settings["pruner"] is not None:
+        raise ValueError(
+            f"trainer.devices={base.settings['trainer']['devices']}: trainings are pruned on one device alone; "
+            "hydra.sweeper.pruner=null trains all of them to their end"
+        )
     # what is the same for all trials, the data included: another base is another study
     name = identity(config.objective, direction, {key: repr(one) for key, one in space.items()}, base.run_id)
     ongoing.study = Study(

@@ -1,4 +1,4 @@
-"""Long-lived worker processes under supervision: a task that fails, exits, is killed or hangs fails alone.
+"""Worker processes under supervision: tasks that fail, exit, are killed or hang alone, or that belong together.
 
 Only the standard library: what the work is and what it needs, the workers import themselves.
 """
@@ -13,8 +13,9 @@ import pickle
 import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -26,6 +27,12 @@ GRACE = 5.0
 
 FAREWELL = 60.0
 """Seconds that a worker has when everything ends early, so that a training can be saved."""
+
+ALONE = 20.0
+"""Seconds that the others of a group have to end by themselves when one of them has failed."""
+
+CORES = "GEOSEG_CORES"
+"""Environment variable by which a process knows its share of the cores, so that it can divide that further."""
 
 
 class WorkerEnded(RuntimeError):
@@ -114,12 +121,97 @@ def run_tasks(
     return [outcomes[index] for index in sorted(outcomes)]
 
 
+def run_together(
+    work: Callable[[Any], Any],
+    tasks: Sequence[Any],
+    environment: Mapping[str, str] | None = None,
+    asked: Callable[[], bool] = lambda: False,
+    hears: Callable[[Any], None] = lambda value: None,
+) -> list[Any]:
+    """Does tasks that wait for each other, all at once and each in a process of its own: where one fails, all end.
+
+    They end with the process that called this too, however that ends.
+
+    Args:
+        work: a function of a module; called with one task in a process that was started anew (spawn).
+        tasks: one per process; something that can be pickled.
+        environment: variables that the processes see beside those of this one.
+        asked: whether they are to stop; they are told by SIGUSR1, once.
+        hears: called with whatever a process says by ``tell``.
+
+    Returns:
+        What the work returned, in the order of the tasks.
+
+    Raises:
+        BaseException: what a task raised, or ``WorkerEnded`` where a process ended without a word; of several such the
+            one that the others follow from. The others have had ``ALONE`` seconds to end by themselves.
+    """
+    crew: list[_Worker] = []
+    outcomes: dict[int, Outcome] = {}
+    error: BaseException | None = None
+    told, ending = False, float("inf")
+    try:
+        for index, task in enumerate(tasks):
+            crew.append(_Worker(work, None, environment or {}, None, hears))
+            crew[-1].give(index, task)
+        while len(outcomes) < len(crew) and time.monotonic() < ending:
+            left = [worker for worker in crew if worker.index not in outcomes]
+            if asked() and not told:
+                told = True
+                for worker in left:
+                    assert worker.process.pid is not None
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(worker.process.pid, signal.SIGUSR1)
+            wait([source for worker in left for source in worker.sources()], timeout=TICK)
+            for worker in left:
+                outcome = worker.look(None)
+                if outcome is None:
+                    continue
+                outcomes[worker.index] = outcome
+                if outcome.error is None:
+                    continue
+                ending = min(ending, time.monotonic() + ALONE)
+                died = isinstance(outcome.error, WorkerEnded)
+                if died:  # without a word of its own
+                    which = f"process {worker.index + 1} of {len(tasks)}: {outcome.error}"
+                    outcome = outcome._replace(error=WorkerEnded(which))
+                if error is None or (died and not isinstance(error, WorkerEnded)):  # the others only lost touch with it
+                    error = outcome.error
+    finally:
+        for worker in crew:
+            if worker.index not in outcomes:
+                worker.process.kill()
+        for worker in crew:
+            worker.end()
+    if error is not None:
+        raise error
+    return [outcomes[index].value for index in range(len(crew))]
+
+
+def tell(value: Any) -> bool:
+    """Says something to whoever started this worker; False where this process is none.
+
+    Args:
+        value: something that can be pickled.
+    """
+    if _starter is None or _starter[0] != os.getpid():  # such as one that reads data for a worker
+        return False
+    with _speaking:
+        _starter[1].send(("told", value))
+    return True
+
+
+_starter: tuple[int, Connection] | None = None  # this worker, and its pipe
+_speaking = threading.Lock()
+
+
 def threads_for(workers: int) -> dict[str, str]:
     """The environment in which so many workers share the cores; empty for one, and where the user has decided."""
-    if workers == 1 or "OMP_NUM_THREADS" in os.environ:
+    if workers == 1 or ("OMP_NUM_THREADS" in os.environ and CORES not in os.environ):
         return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": str(max(1, cores // workers))}
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = str(max(1, int(os.environ.get(CORES, here)) // workers))
+    return {"OMP_NUM_THREADS": share, CORES: share}
 
 
 class _Worker:
@@ -131,6 +223,7 @@ class _Worker:
         prepare: Callable[[], None] | None,
         environment: Mapping[str, str],
         says: Callable[[int, str], None] | None,
+        hears: Callable[[Any], None] = lambda value: None,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, far = context.Pipe()
@@ -139,7 +232,7 @@ class _Worker:
         if says is not None:
             self.output, far_output = context.Pipe(duplex=False)
             os.set_blocking(self.output.fileno(), False)
-        self.says, self.rest = says, b""
+        self.says, self.hears, self.rest = says, hears, b""
         self.index, self.given, self.began = -1, time.monotonic(), float("inf")
         self.process = context.Process(target=_serve, args=(far, far_output, work, prepare, os.getpid()))
         before = {name: os.environ.get(name) for name in environment}
@@ -171,6 +264,8 @@ class _Worker:
                 what, value = self.pipe.recv()
                 if what == "begun":
                     self.began = time.monotonic()
+                elif what == "told":
+                    self.hears(value)
                 else:
                     self._pass_on(last=True)
                     failed = what == "failed"
@@ -233,6 +328,8 @@ def _serve(
     controller: int,
 ) -> None:
     """What a worker does all its life."""
+    global _starter
+    _starter = (os.getpid(), pipe)
     _end_with(controller)
     if output is not None:
         os.dup2(output.fileno(), 1)

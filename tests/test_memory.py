@@ -63,7 +63,7 @@ def test_the_count_of_a_step_is_what_a_real_backward_holds(batch_size: int, chec
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        task.rehearse(data.train)
+        task.rehearse(data.train, task.fit.batch_size)
     kept = sum(storage.nbytes() for storage in saved.values())
     assert kept < counted < kept / (0.75 if checkpointing else 0.9)
 
@@ -121,6 +121,16 @@ def test_expectations_add_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     monkeypatch.setattr(memory, "memory_here", lambda: 2**20)
     memory.foresee("label LoRA", task, predictor, predictor, data, **how)
     assert "that is more than there is: trainer=gpu_24gb" in caplog.text
+
+
+def test_processes_divide_a_batch_and_share_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_resident", lambda: 2**30)
+    data, one, both = earth(), label_lora(PALETTE, crop=32), label_lora(PALETTE, batch_size=2, crop=32)
+    how = {"sample_images": 1, "precision": "32-true", "gpu": False}
+    half, part = memory.expect(one, None, None, data, **how), memory.expect(both, None, None, data, **how, processes=2)
+    assert part["step"] == half["step"]
+    waiting = half["program"] + half["weights"]  # the process that started them
+    assert part["peak"] == 2 * half["peak"] + waiting
 
 
 def test_what_cannot_be_counted_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:

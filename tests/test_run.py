@@ -387,6 +387,7 @@ def job(
         ["logger=wandb"],
         ["trainer.accelerator=auto"],
         ["trainer.devices=[0]", "trainer.log_every_n_steps=5"],
+        ["trainer.devices=2", "trainer.strategy=ddp_spawn"],
         ["data.workers=2"],
         ["data.batch_size=1"],
         ["progress=true", "figure_rows=1", "sample_every=3", "sample_images=1", "tags=[a]", "force=true"],

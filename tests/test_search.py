@@ -392,6 +392,8 @@ def test_trainings_that_fall_behind_are_given_up(
     command = ["run", "-m", "experiment=label_lora", *tiny_run, *fit, HERE, "hparams_search=optuna"]
     command += ["objective=val/loss", "hydra.sweeper.direction=minimize", "hydra.sweeper.pruner.min_steps=2"]
     command += ["hydra.sweeper.pruner.reduction=2", "method.task.lr.unet=1e-3,3,4", "hydra.sweeper.seed=1"]
+    assert run_cli(*command, "trainer.devices=2", "method.task.fit.batch_size=2") == 2
+    assert "pruned on one device alone; hydra.sweeper.pruner=null" in capsys.readouterr().err
     assert run_cli(*command) == 0
     rows = trials(capsys.readouterr().out)
     assert rows[0]["state"] == "done"

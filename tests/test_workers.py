@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from geoseg.workers import Outcome, WorkerEnded, run_tasks, threads_for
+from geoseg.workers import CORES, Outcome, WorkerEnded, run_tasks, threads_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -145,12 +145,14 @@ def test_threads_are_shared_unless_the_user_has_decided(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
     assert [threads_for(workers) for workers in (1, 2, 3, 16)] == [
         {},
-        {"OMP_NUM_THREADS": "4"},
-        {"OMP_NUM_THREADS": "2"},
-        {"OMP_NUM_THREADS": "1"},
+        {"OMP_NUM_THREADS": "4", CORES: "4"},
+        {"OMP_NUM_THREADS": "2", CORES: "2"},
+        {"OMP_NUM_THREADS": "1", CORES: "1"},
     ]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert threads_for(4) == {}
+    monkeypatch.setenv(CORES, "3")  # a worker's own share, which nobody but us has decided
+    assert threads_for(2) == {"OMP_NUM_THREADS": "1", CORES: "1"}
 
 
 def test_nothing_to_do(work) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from geoseg.data.profiles import natural
-from geoseg.data.sampling import Visits, choose_random, choose_representative
+from geoseg.data.sampling import Shared, Shares, Visits, choose_random, choose_representative
 from geoseg.data.source import Source
 from geoseg.palette import Palette, facies_palette
 from geoseg.quoting import typed
@@ -194,12 +194,7 @@ class DataModule(pl.LightningDataModule):
         assert self.trainer is not None
         task: Any = self.trainer.lightning_module
         view = task.view(self.train, training=True)
-        return DataLoader(
-            view,
-            batch_sampler=self.visits(task, self.first),
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return self._loader(view, self.visits(task, self.first), pin_memory=torch.cuda.is_available())
 
     def state_dict(self) -> dict[str, Any]:
         """How far a training has come."""
@@ -234,7 +229,15 @@ class DataModule(pl.LightningDataModule):
         view = task.view(self.val, training=False)
         buckets = task.buckets(self.val)
         order = Visits(len(view), self.batch_size, task.fit.validation_visits, seed=0, buckets=buckets)
-        return DataLoader(view, batch_sampler=order, num_workers=self.workers)
+        return self._loader(view, order)
+
+    def _loader(self, view: Dataset[Any], order: Visits, **more: Any) -> DataLoader[Any]:
+        """Batches in this order; of several processes each takes its part of every batch."""
+        assert self.trainer is not None
+        if self.trainer.world_size == 1:
+            return DataLoader(view, batch_sampler=order, num_workers=self.workers, **more)
+        shares = Shares(order, self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(Shared(view), batch_sampler=shares, num_workers=self.workers, **more)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """The test set's whole images."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
 from geoseg.data.source import Source
 from geoseg.randomness import stream
@@ -79,6 +80,43 @@ class Visits(Sampler[list[tuple[int, int]]]):
             if len(batch) == self.batch_size:
                 full.append(filling.pop(self.buckets[i]))
         return [*full, *filling.values()]
+
+
+class Shares(Sampler[list[tuple[int, int, float, int]]]):
+    """What one of several processes takes of each batch: ``(sample, visit, share, size)`` as ``Shared`` wants it.
+
+    ``share`` is such that the mean over all processes of the sum of a process's ``share`` times loss is the mean over
+    the whole batch of ``size`` samples, whose losses count alike. Where a batch has fewer samples than there are
+    processes, one that is left without takes another's, with a share of 0.
+
+    Args:
+        visits: the batches as one process would meet them.
+        rank: which process this is, from 0.
+        of: how many there are.
+    """
+
+    def __init__(self, visits: Visits, rank: int, of: int) -> None:
+        self.visits, self.rank, self.of = visits, rank, of
+
+    def __len__(self) -> int:
+        return len(self.visits)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, float, int]]]:
+        for batch in self.visits:
+            size = len(batch)
+            mine = [(*where, self.of / size, size) for where in batch[self.rank :: self.of]]
+            yield mine or [(*batch[self.rank % size], 0.0, size)]
+
+
+class Shared(Dataset[dict[str, Any]]):
+    """A task's view of a split, whose items also hold the ``share`` and ``size`` that ``Shares`` gave them."""
+
+    def __init__(self, view: Dataset[dict[str, Any]]) -> None:
+        self.view = view
+
+    def __getitem__(self, where: tuple[int, int, float, int]) -> dict[str, Any]:
+        index, visit, share, size = where
+        return {**self.view[index, visit], "share": share, "size": size}
 
 
 def choose_random(names: Sequence[str], count: int, seed: int) -> list[str]:

@@ -20,6 +20,15 @@ STREAK = 5
 """Steps in a row without a number that stop a training: one may be bad luck, so many are not."""
 
 
+def largest(trainer: pl.Trainer, *numbers: float) -> list[float]:
+    """The largest of each number over all processes of a training, so that all of them decide alike."""
+    if trainer.world_size == 1:
+        return list(numbers)
+    own = torch.tensor(numbers, dtype=torch.float32, device=trainer.strategy.root_device)
+    found: list[float] = trainer.strategy.reduce(own, reduce_op="max").tolist()
+    return found
+
+
 class Watch(pl.Callback):
     """Logs learning rates, gradient norm and samples per second, moves the bar, and keeps out what is no number.
 
@@ -67,10 +76,16 @@ class Watch(pl.Callback):
         losses = torch.cat([losses for _, losses in self._seen])
         # where precision is mixed, gradients overflow now and then and the scaler leaves out that step by itself
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if not torch.isfinite(losses if scaled else torch.cat([losses, norm[None]])).all():
-            names = [name for some, _ in self._seen for name in some]
-            wrong = [name for name, loss in zip(names, losses.tolist(), strict=True) if not math.isfinite(loss)]
-            what = f"loss became {float(losses.mean())}" if wrong else f"gradient became {float(norm)}"
+        bad = not torch.isfinite(losses if scaled else torch.cat([losses, norm[None]])).all()
+        if largest(trainer, bool(bad))[0]:
+            seen = self._seen_by_all(trainer)
+            names = list(dict.fromkeys(name for name, _ in seen))
+            wrong = list(dict.fromkeys(name for name, loss in seen if not math.isfinite(loss)))
+            what = (
+                f"loss became {sum(loss for _, loss in seen) / len(seen)}"
+                if wrong
+                else f"gradient became {float(norm)}"
+            )
             what = f"the {what} at step {trainer.global_step} on {', '.join(wrong or names)}"
             self.skipped, self._streak = self.skipped + 1, self._streak + 1
             if self._streak == STREAK:
@@ -87,12 +102,21 @@ class Watch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._samples += len(self._names)
+        self._samples += len(self._names) * trainer.world_size
         speed = self._samples / max(1e-9, time.perf_counter() - self._started)
         pl_module.log_dict({**self._rates, "train/samples_per_s": speed})
         progress.advance("training", 1)
         if batch_idx % 10 == 0:
-            progress.note("training", f"loss {float(self._seen[-1][1].mean()):.4f}")
+            progress.note("training", f"loss {float(trainer.callback_metrics['train/loss']):.4f}")
+
+    def _seen_by_all(self, trainer: pl.Trainer) -> list[tuple[str, float]]:
+        """Names and losses since the optimizer moved, of all processes."""
+        own = [pair for names, losses in self._seen for pair in zip(names, losses.tolist(), strict=True)]
+        if trainer.world_size == 1:
+            return own
+        every: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(every, own)
+        return [pair for pairs in every for pair in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped, "streak": self._streak}

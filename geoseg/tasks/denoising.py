@@ -190,9 +190,9 @@ class DenoisingTask(Task):
     def loss(self, batch: dict[str, Any]) -> Tensor:
         return self._losses(batch["latent"], batch["noise"], batch["time"], self._condition(batch["caption"]))
 
-    def rehearse(self, split: Split) -> Tensor:
+    def rehearse(self, split: Split, count: int) -> Tensor:
         high, wide = max(self.buckets(split), key=math.prod)
-        count, factor, text = self.fit.batch_size, self.model.codec.factor, self.model.text_encoder
+        factor, text = self.model.codec.factor, self.model.text_encoder
         latent = torch.zeros(count, self.model.codec.channels, high // factor, wide // factor)
         tokens = torch.zeros(count, self.model.tokenizer.model_max_length, dtype=torch.int64)
         with torch.set_grad_enabled("text" in self.groups):

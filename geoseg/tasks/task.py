@@ -25,7 +25,7 @@ class Fit:
         epochs: times that every training sample is visited, times ``repeats``.
         steps: times that the optimizer moves, whatever ``epochs`` says, so that trainings on few and on many samples
             are equally long; None leaves it to ``epochs``.
-        batch_size: samples per step.
+        batch_size: samples per step, of all processes together where there are several.
         repeats: visits per sample and epoch (kohya's folder number).
         accumulate: steps whose gradients are added before the optimizer moves.
         clip: largest gradient norm, or null.
@@ -132,19 +132,21 @@ class Task(pl.LightningModule):
         self.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout and whatever else draws from the global generator depend on seed and step alone."""
-        torch.manual_seed(key(self.seed, "step", batch_idx))
+        """Dropout and whatever else draws from the global generator depend on seed and step, and on the process."""
+        others = [self.trainer.global_rank] if self.trainer.global_rank else []
+        torch.manual_seed(key(self.seed, "step", batch_idx, *others))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         losses = self.loss(batch)
         self.losses = losses.detach()
-        loss = losses.mean()
-        self.log("train/loss", loss, batch_size=len(losses))
+        loss = _mean(losses, batch)
+        self.log("train/loss", loss, batch_size=len(losses), sync_dist=True)
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         losses = self.loss(batch)
-        self.log("val/loss", losses.mean(), batch_size=len(losses))
+        size = int(batch["size"][0]) if "size" in batch else len(losses)
+        self.log("val/loss", _mean(losses, batch), batch_size=size, sync_dist=True)
 
     def check(self, batches: int) -> None:
         """Looks whether the schedule fits a training of so many batches, before anything is started.
@@ -161,8 +163,8 @@ class Task(pl.LightningModule):
             [{"params": params, "lr": float(self.rates[name]), "name": name} for name, params in self.groups.items()]
         )
 
-    def rehearse(self, split: Split) -> Tensor | None:
-        """The loss of the largest batch of a split without its content, for ``geoseg.memory``; None: cannot be told."""
+    def rehearse(self, split: Split, count: int) -> Tensor | None:
+        """The loss of ``count`` of a split's largest samples without content, for ``geoseg.memory``; None: unknown."""
         return None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -195,3 +197,8 @@ class Task(pl.LightningModule):
         """What a checkpoint holds: trained weights, and what layers count, such as the means of a BatchNorm."""
         frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
         return set(self.state_dict()) - frozen
+
+
+def _mean(losses: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Of the losses of a batch; of a process's part of one, that whose mean over the processes it is."""
+    return (losses * batch["share"].to(losses.dtype)).sum() if "share" in batch else losses.mean()
