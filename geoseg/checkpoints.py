@@ -22,8 +22,11 @@ from geoseg.tasks.callbacks import largest
 
 log = logging.getLogger("geoseg")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What asks a training to stop: a scheduler, Ctrl-C, and SLURM's warning ahead of its time limit."""
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+"""SLURM's warning ahead of a time limit or a preemption; the second is what submitit asks for."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *WARNINGS)
+"""What asks a training to stop: a scheduler, Ctrl-C, or a warning."""
 
 STEP = re.compile(r"step_(\d+)-([0-9a-f]{16})\.ckpt")
 
@@ -230,7 +233,8 @@ class Checkpoints(pl.Callback):
         if self.asked is not None and signum == signal.SIGINT:
             self._release()
             raise KeyboardInterrupt  # whoever asks twice does not want to wait
-        self.asked = signum
+        if self.asked not in WARNINGS:  # SIGTERM often comes on its heels, and must not hide it
+            self.asked = signum
         if self._alone:  # else whoever started the processes says so
             log.warning("%s: stops after this step, once it is saved", signal.Signals(signum).name)
 

@@ -387,6 +387,12 @@ def _own_folders(words: Sequence[str]) -> list[str]:
     return own + [word.partition("=")[2] for word in words if word.partition("=")[0] in OWN and "=" in word]
 
 
+def _users_folder() -> list[str]:
+    """The user's own folder, where settings of a site lie, if there is one; what --config-dir names comes before it."""
+    folder = os.path.join(os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), "geoseg")
+    return [folder] if os.path.isdir(folder) else []
+
+
 def _searching(folders: Sequence[str]) -> list[str]:
     """The setting that makes Hydra look in a user's folders too."""
     return [f"hydra.searchpath=[{','.join(os.path.abspath(folder) for folder in folders)}]"] if folders else []
@@ -551,10 +557,17 @@ def _run(words: list[str]) -> int:
     overrides = [w for last, w in before_each if not w.startswith("-") and ("=" in w or last not in TAKES_A_WORD)]
     asked = any(word in ("-h", "--help", "--hydra-help") for word in words)
     own = _own_folders(words)
+    users = [] if any(word.startswith("hydra.searchpath=") for word in words) else _users_folder()
     try:
         if line := torn(words):
             raise ValueError(f"a value with spaces needs quotes: {line}")
-        check_overrides(overrides, multirun, own)
+        shown = asked or any(word.startswith(("--cfg", "-c", "--info", "-i")) for word in words)
+        queue = [word for word in overrides if word.startswith("hydra/launcher=slurm")]
+        if queue and not multirun and not shown:
+            raise ValueError(
+                f"{queue[-1]} is for sweeps; geoseg run -m, with one value for all settings, submits one run"
+            )
+        check_overrides(overrides, multirun, [*own, *users])
     except (HydraException, ValueError) as error:
         print(f"geoseg: {error}", file=sys.stderr)
         return 2
@@ -576,6 +589,7 @@ def _run(words: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="geoseg-") as scratch:
             # Hydra writes a sweep's whole configuration beside its results, secrets included; runs keep a redacted one
             places = [] if asked else [f"hydra.run.dir={scratch}", f"hydra.sweep.dir={scratch}"]
+            places += _searching(users)
             # argparse wants all settings side by side and -m before them
             flags = [word for word in words if word in ("-m", "--multirun")]
             rest = [word for word in words if word not in flags]

@@ -29,7 +29,7 @@ from geoseg.metrics.intensity import IntensityDice
 from geoseg.palette import Palette
 from geoseg.places import SWEEP, full_disk_told, locked
 from geoseg.randomness import seeded
-from geoseg.ranks import Rank, alone, beside, joined, on_gpu, processes_of, relay, train_together
+from geoseg.ranks import Rank, alone, beside, gpu_there, joined, on_gpu, processes_of, relay, train_together
 from geoseg.record import (
     device,
     loaded_code,
@@ -207,6 +207,7 @@ class Job:
         where: the method's key in the configuration, for error messages.
         trained_by: the record of the run whose training is used, so that nothing is trained; None trains.
         judge: asked at every validation of the training, with the objective and the step, whether to give it up.
+        gpu: whether there is a GPU where it will be computed; None where that is here.
         fit_id: what is trained, or None where nothing is.
         run_id: what is scored.
     """
@@ -217,12 +218,13 @@ class Job:
     where: str = "method"
     trained_by: Mapping[str, Any] | None = None
     judge: Callable[[float, int], bool] | None = None
+    gpu: bool | None = None
     fit_id: str | None = field(init=False)
     run_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         method, data = self.method, self.data
-        self.precision = precision_of(self.settings["trainer"])
+        self.precision = precision_of(self.settings["trainer"], self.gpu)
         trains = method["task"] is not None and self.trained_by is None
         processes = processes_of(self.settings["trainer"])
         self.processes = processes if trains else 1  # prediction takes one
@@ -675,21 +677,32 @@ def own_code(*nodes: Mapping[str, Any]) -> dict[str, str]:
     return {package: source_digest(package) for package in own_packages(list(nodes))}
 
 
-def precision_of(trainer: Mapping[str, Any]) -> str:
-    """The precision to compute in: what "auto" stands for on this machine, or what was asked for.
+def precision_of(trainer: Mapping[str, Any], gpu: bool | None = None) -> str:
+    """The precision to compute in: what "auto" stands for on a machine, or what was asked for.
+
+    Args:
+        trainer: settings of the trainer.
+        gpu: whether the machine that computes has a GPU; None where it is this one.
 
     Raises:
         ValueError: fp16 without a GPU, or no GPU where one is asked for.
     """
     precision = str(trainer["precision"])
-    if on_gpu(trainer) and not torch.cuda.is_available():
+    if gpu is not None and trainer["devices"] != 1:
+        raise ValueError(f"trainer.devices={trainer['devices']}: a job in a queue sees the GPU that it is given; use 1")
+    if on_gpu(trainer, gpu) and not gpu_there(gpu):
+        if gpu is not None:
+            raise ValueError(
+                f"trainer.accelerator={trainer['accelerator']}, but its job gets no GPU; ask for one with "
+                "hydra.launcher.gpus_per_node=1, or use trainer=auto"
+            )
         raise ValueError(
             f"trainer.accelerator={trainer['accelerator']}, but torch sees no GPU here; use trainer=auto, or look why: "
             "no driver, a CPU build of torch, or CUDA_VISIBLE_DEVICES"
         )
     if precision == "auto":
-        return "16-mixed" if on_gpu(trainer) else "32-true"
-    if not on_gpu(trainer) and "16" in precision and "bf16" not in precision:
+        return "16-mixed" if on_gpu(trainer, gpu) else "32-true"
+    if not on_gpu(trainer, gpu) and "16" in precision and "bf16" not in precision:
         raise ValueError(
             f"trainer.precision={precision} needs a GPU, and this run is on the CPU; "
             "use trainer=auto, or trainer.precision=32-true"

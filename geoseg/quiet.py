@@ -26,6 +26,8 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     # the data module says how far a training has come, and the order of batches goes on from there
     warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    # a run on a login node is meant to be there
+    warnings.filterwarnings("ignore", message=".*The `srun` command is available.*")
     # frozen models arrive in evaluation mode, and the task changes that at its start
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
 

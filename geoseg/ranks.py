@@ -67,10 +67,15 @@ class Rank(NamedTuple):
     hushed: Hushed
 
 
-def on_gpu(trainer: Mapping[str, Any]) -> bool:
-    """Whether these settings of a trainer mean a GPU here."""
+def gpu_there(gpu: bool | None = None) -> bool:
+    """Whether there is a GPU: what is said of the machine that computes, or None for this one."""
+    return torch.cuda.is_available() if gpu is None else gpu
+
+
+def on_gpu(trainer: Mapping[str, Any], gpu: bool | None = None) -> bool:
+    """Whether these settings of a trainer mean a GPU on such a machine; see ``gpu_there``."""
     accelerator = trainer["accelerator"]
-    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    return accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpu_there(gpu))
 
 
 def processes_of(trainer: Mapping[str, Any]) -> int:
@@ -113,7 +118,8 @@ def processes_of(trainer: Mapping[str, Any]) -> int:
 def alone(trainer: Mapping[str, Any]) -> dict[str, Any]:
     """These settings for one process on the first of the devices, as evaluation and prediction take them."""
     devices = trainer["devices"]
-    return {**trainer, "devices": devices[:1] if isinstance(devices, list) else 1, "strategy": "auto"}
+    own = {"devices": devices[:1] if isinstance(devices, list) else 1, "strategy": "auto"}
+    return {**trainer, **own, "plugins": [LightningEnvironment()]}  # that of SLURM would requeue a job by itself
 
 
 def beside(trainer: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,13 +59,14 @@ def run(
     return records, jobs[0].folder
 
 
-def jobs_of(cfg: DictConfig, prepared: dict[str, DataModule] | None = None) -> list[Job]:
+def jobs_of(cfg: DictConfig, prepared: dict[str, DataModule] | None = None, gpu: bool | None = None) -> list[Job]:
     """The jobs of a composed configuration, the main method's first: checked and named, but not begun.
 
     Args:
         cfg: the composed configuration.
         prepared: data sets by their settings, which several configurations may share; those that are missing are
             added.
+        gpu: whether there is a GPU where they will be computed; None where that is here.
 
     Raises:
         ValueError: the configuration or the data cannot work.
@@ -97,8 +98,8 @@ def jobs_of(cfg: DictConfig, prepared: dict[str, DataModule] | None = None) -> l
         main, *others = methods.items()
         beside = {**settings, "objective": None}  # it is the main method's
         return [
-            Job(settings, main[1], data, main[0]),
-            *(Job(beside, method, data, where) for where, method in others),
+            Job(settings, main[1], data, main[0], gpu=gpu),
+            *(Job(beside, method, data, where, gpu=gpu) for where, method in others),
         ]
     except ValueError as error:  # names a key of the method, which may have been typed as one of its checkpoints
         key, equals, rest = str(error).partition("=")

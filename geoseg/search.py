@@ -39,6 +39,7 @@ def search(
     config: DictConfig,
     compose: Callable[[Sequence[str]], DictConfig],
     launch: Callable[[Iterator[list[str]], Callable[[int, JobReturn], None]], None],
+    gpu: bool | None = None,
 ) -> None:
     """Does what is left of a search, and tells what came of it.
 
@@ -48,6 +49,7 @@ def search(
         config: the configuration that all trials share.
         compose: makes a trial's configuration of its words.
         launch: does jobs, whose words it asks for one after the other, and says of each how it ended.
+        gpu: whether there is a GPU where they are done; None where that is here.
 
     Raises:
         SystemExit: the search cannot work, with 2; a trial failed, with the largest of their exit codes; or 128 +
@@ -56,7 +58,7 @@ def search(
     sweep.quieten()
     try:
         with sweep.resumable():
-            ongoing = begun(parsed, settings, config, compose)
+            ongoing = begun(parsed, settings, config, compose, gpu)
             with ongoing.study.opened():
                 ongoing.go(launch)
     except ValueError as error:
@@ -72,6 +74,7 @@ def begun(
     settings: Mapping[str, Any],
     config: DictConfig,
     compose: Callable[[Sequence[str]], DictConfig],
+    gpu: bool | None = None,
 ) -> Search:
     """A search whose settings can work, before any work.
 
@@ -108,7 +111,7 @@ def begun(
     _check_pruner(settings["pruner"])
     # Hydra's order is kept, since group options come before what is set inside them
     words = [(name, None if name in space else override.input_line) for name, override in latest.items()]
-    ongoing = Search(words, config, compose)
+    ongoing = Search(words, config, compose, gpu)
     corner = {name: one.words[0] if isinstance(one, Choice) else one.word(one.low) for name, one in space.items()}
     base = ongoing.job(corner)
     if not base.data.names["val"]:
@@ -143,6 +146,7 @@ class Search:
         words: key and word of every setting, None where it is varied.
         config: what all trials share.
         compose: makes a configuration of words.
+        gpu: whether there is a GPU where trials are done; None where that is here.
         study: what is tried.
         codes: exit codes of the trials that failed.
     """
@@ -150,6 +154,7 @@ class Search:
     words: Sequence[tuple[str, str | None]]
     config: DictConfig
     compose: Callable[[Sequence[str]], DictConfig]
+    gpu: bool | None
     study: Study = field(init=False)
     codes: list[int] = field(default_factory=list, init=False)
     _prepared: dict[str, Any] = field(default_factory=dict, init=False)
@@ -171,7 +176,7 @@ class Search:
         cfg = self.compose([*self.line(values), "rivals=null"])
         with open_dict(cfg):
             del cfg["hydra"]
-        return jobs_of(cfg, self._prepared)[0]
+        return jobs_of(cfg, self._prepared, self.gpu)[0]
 
     def go(self, launch: Callable[[Iterator[list[str]], Callable[[int, JobReturn], None]], None]) -> None:
         """Tries what is left."""

@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
@@ -38,10 +38,17 @@ STATES = {
     "skipped": "skipped, was finished",
     "stale": "stale: was finished, by other code",
     "elsewhere": "running elsewhere",
+    "queued": "submitted before",
     "open": "to do",
     "again": "to do again, failed before",
 }
 """What can be said of a job of a sweep, and how tables say it."""
+
+LEFT = ("open", "again", "queued")
+"""Those of them that are launched."""
+
+LONGEST = 300
+"""Letters that a table takes of an error."""
 
 
 class JobFailed(RuntimeError):
@@ -55,6 +62,30 @@ class JobFailed(RuntimeError):
     def __init__(self, text: str, code: int = 1) -> None:
         super().__init__(text, code)
         self.text, self.code = text, code
+
+
+class Queue(Protocol):
+    """Takes the jobs of a sweep to do them somewhere else, such as ``geoseg.slurm.Slurm``.
+
+    Attributes:
+        gpu: whether they have a GPU there; None where they see what this process sees.
+    """
+
+    gpu: bool | None
+
+    def known(self, number: int, runs: Collection[str]) -> str | None:
+        """What to say of a job, by its number and the runs that it has to do, that was submitted before; or None."""
+
+    def run(
+        self,
+        work: Callable[[Any], Any],
+        numbers: Sequence[int],
+        task: Callable[[int], Any],
+        prepare: Callable[[], None],
+        begins: Callable[[int], None],
+        ends: Callable[[int, Outcome], None],
+    ) -> list[Outcome]:
+        """Does tasks, as ``run_tasks`` does."""
 
 
 @dataclass
@@ -93,8 +124,8 @@ def register() -> None:
     from hydra.core.plugins import Plugins
 
     plugins = Plugins.instance()
-    module = importlib.import_module("hydra_plugins.geoseg_sweep")
-    for plugin in (module.Workers, module.Resumed, module.Search):
+    sweeps, slurm = (importlib.import_module(f"hydra_plugins.geoseg_{name}") for name in ("sweep", "slurm"))
+    for plugin in (sweeps.Workers, sweeps.Resumed, sweeps.Search, slurm.Slurm, slurm.SlurmLocal):
         plugins.register(plugin)  # it may have looked before
 
 
@@ -160,8 +191,9 @@ def launch(
     workers: int,
     timeout: float | None,
     ended: Callable[[int, JobReturn], None] = lambda index, ended: None,
+    queue: Queue | None = None,
 ) -> list[JobReturn]:
-    """Does jobs in worker processes.
+    """Does jobs in worker processes, or hands them to a queue.
 
     Args:
         task: what to do with a configuration; a function of a module.
@@ -172,20 +204,27 @@ def launch(
         workers: how many processes.
         timeout: seconds for one job, or None.
         ended: called with a job's place among the jobs and how it ended, before the next one is asked for.
+        queue: takes the jobs, all at once, instead of processes of this machine.
     """
-    several = workers > 1
+    several = workers > 1 or queue is not None
     taken: list[Sequence[str]] = []
     numbers: list[int] = []
 
-    def composed() -> Iterator[DictConfig]:
+    def take(words: Sequence[str]) -> None:
+        numbers.append(_number(words, first + len(taken)))
+        taken.append(words)
+
+    def composed(index: int) -> DictConfig:
+        config = compose(taken[index])
+        with open_dict(config):
+            config.hydra.job.num = numbers[index]
+            config.hydra.job.id = str(numbers[index])
+        return config
+
+    def upcoming() -> Iterator[DictConfig]:
         for index, words in enumerate(jobs):
-            config = compose(words)
-            taken.append(words)
-            numbers.append(_number(words, first + index))
-            with open_dict(config):
-                config.hydra.job.num = numbers[index]
-                config.hydra.job.id = str(numbers[index])
-            yield config
+            take(words)
+            yield composed(index)
 
     def begins(index: int) -> None:
         print(f"[{numbers[index]}] begins: {' '.join(shown(taken[index], varied))}", flush=True)
@@ -198,17 +237,23 @@ def launch(
     def says(index: int, line: str) -> None:
         print(f"[{numbers[index]}] {line}", flush=True)
 
-    outcomes = run_tasks(
-        functools.partial(_work, task, several),
-        composed(),
-        workers=workers,
-        timeout=timeout,
-        environment={SWEEP: os.environ.get(SWEEP, me()), **threads_for(workers)},
-        prepare=_prepare,
-        begins=begins,
-        ends=ends,
-        says=says if several else None,
-    )
+    work = functools.partial(_work, task, several)
+    if queue is not None:
+        for words in jobs:
+            take(words)
+        outcomes = queue.run(work, numbers, composed, _prepare, begins, ends)
+    else:
+        outcomes = run_tasks(
+            work,
+            upcoming(),
+            workers=workers,
+            timeout=timeout,
+            environment={SWEEP: os.environ.get(SWEEP, me()), **threads_for(workers)},
+            prepare=_prepare,
+            begins=begins,
+            ends=ends,
+            says=says if several else None,
+        )
     return [_returned(words, outcome) for words, outcome in zip(taken, outcomes, strict=True)]
 
 
@@ -219,6 +264,7 @@ def sweep(
     compose: Callable[[Sequence[str]], DictConfig],
     launch: Callable[[Sequence[Sequence[str]]], Sequence[JobReturn]],
     most: int | None = None,
+    queue: Queue | None = None,
 ) -> None:
     """Does what is left of a sweep, and tells what became of every job.
 
@@ -229,6 +275,7 @@ def sweep(
         compose: makes a job's configuration of its words.
         launch: does jobs and says how they ended.
         most: jobs that are launched at a time; None all of them.
+        queue: where ``launch`` submits jobs, if it does.
 
     Raises:
         SystemExit: a job failed, with the largest of their exit codes; or Ctrl-C, with 130.
@@ -241,12 +288,12 @@ def sweep(
     quieten()
     plan = [Planned(i, list(words), " ".join(shown(words, varied))) for i, words in enumerate(jobs)]
     with resumable():
-        _look(plan, compose)
+        _look(plan, compose, queue)
         print_states(plan, "to begin with")
-        _launch([planned for planned in plan if planned.state in ("open", "again")], launch, most)
+        _launch([planned for planned in plan if planned.state in LEFT], launch, most)
         if others := [planned for planned in plan if planned.state == "elsewhere"]:
-            _look(others, compose)  # they may be finished by now, or given up
-            _launch([planned for planned in others if planned.state in ("open", "again")], launch, most)
+            _look(others, compose, queue)  # they may be finished by now, or given up
+            _launch([planned for planned in others if planned.state in LEFT], launch, most)
     print_states(plan, "at the end")
     _summarize(plan, varied)
     failed = [planned for planned in plan if planned.state == "failed"]
@@ -357,7 +404,7 @@ def check_workers(config: DictConfig, varied: Collection[str]) -> None:
         raise ValueError(f"timeout={timeout}: seconds above 0 are wanted, or null for no limit")
 
 
-def _look(plan: Sequence[Planned], compose: Callable[[Sequence[str]], DictConfig]) -> None:
+def _look(plan: Sequence[Planned], compose: Callable[[Sequence[str]], DictConfig], queue: Queue | None = None) -> None:
     """Finds out what is left to do of each job: by its records, and by who is at it."""
     from geoseg.job import stale
     from geoseg.record import read_record
@@ -370,7 +417,7 @@ def _look(plan: Sequence[Planned], compose: Callable[[Sequence[str]], DictConfig
             cfg = compose(planned.overrides)
             with open_dict(cfg):
                 del cfg["hydra"]
-            runs = jobs_of(cfg, prepared)
+            runs = jobs_of(cfg, prepared, None if queue is None else queue.gpu)
         except Exception as error:
             planned.state, planned.note, planned.code = _failure(describe(error))
             continue
@@ -379,6 +426,8 @@ def _look(plan: Sequence[Planned], compose: Callable[[Sequence[str]], DictConfig
         open_runs = [run for run, record in zip(runs, found, strict=True) if record is None]
         if not open_runs:
             planned.state = "stale" if any(stale(record) for record in found if record) else "skipped"
+        elif queue is not None and (note := queue.known(planned.number, [run.run_id for run in open_runs])):
+            planned.state, planned.note = "queued", note
         elif who := next(filter(None, (holder(run.folder) for run in open_runs)), None):
             planned.state, planned.note = "elsewhere", who
         elif any((read_record(run.folder) or {}).get("status") == "failed" for run in open_runs):
@@ -418,10 +467,10 @@ def _failure(error: JobFailed) -> tuple[str, str, int]:
     return "failed", in_a_line(error.text), error.code
 
 
-def in_a_line(text: str) -> str:
+def in_a_line(text: str, most: int = LONGEST) -> str:
     """What fits into a table."""
     line = " ".join(text.split())
-    return line if len(line) <= 300 else f"{line[:297]}..."
+    return line if len(line) <= most else f"{line[: most - 3]}..."
 
 
 def _judge(cfg: DictConfig) -> Callable[[float, int], bool] | None:
@@ -479,7 +528,7 @@ def _work(task: Callable[..., Any], several: bool, config: DictConfig) -> Any:
     failed = describe(error)
     if failed.code == 1:
         traceback.print_exception(error)
-    raise failed
+    raise failed from error
 
 
 def no_failure(answer: Any) -> bool:
@@ -499,6 +548,10 @@ def _returned(overrides: Sequence[str], outcome: Outcome) -> JobReturn:
     bad = outcome.error is not None or no_failure(outcome.value)
     ended = JobReturn(overrides=list(overrides), status=JobStatus.FAILED if bad else JobStatus.COMPLETED)
     ended.return_value = outcome.value if outcome.error is None else outcome.error
+    if outcome.error is not None and outcome.log:
+        failed = describe(outcome.error)
+        where = f"; log: {outcome.log}"
+        ended.return_value = JobFailed(in_a_line(failed.text, LONGEST - len(where)) + where, failed.code)
     return ended
 
 

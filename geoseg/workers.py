@@ -46,11 +46,13 @@ class Outcome(NamedTuple):
         value: what the work returned; None where it did not come to that.
         error: why there is no value: what the work raised, or ``WorkerEnded``; None where there is one.
         seconds: how long it took.
+        log: the file with what was said meanwhile; "" where it was said here.
     """
 
     value: Any
     error: BaseException | None
     seconds: float
+    log: str = ""
 
 
 def run_tasks(
@@ -344,7 +346,7 @@ def _serve(
                 answer = ("done", work(task))
             except BaseException as error:
                 # an exit is one task's failure; and whatever it was, this process has come to its end
-                answer = ("failed", _as_sent(error))
+                answer = ("failed", as_sent(error))
             sys.stdout.flush()
             sys.stderr.flush()
             pipe.send(answer)
@@ -362,7 +364,7 @@ def _end_with(controller: int) -> None:
             os._exit(1)
 
 
-def _as_sent(error: BaseException) -> BaseException:
+def as_sent(error: BaseException) -> BaseException:
     """The error where it survives the way to another process, else its words."""
     if isinstance(error, SystemExit):
         return WorkerEnded(f"it called exit({'' if error.code is None else error.code})")

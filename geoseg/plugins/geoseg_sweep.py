@@ -32,7 +32,7 @@ class Workers(Launcher):
         return sweep.launch(
             self.task,
             job_overrides,
-            _varied(_parsed(self.config, self.loader)),
+            varied(parsed(self.config, self.loader)),
             lambda words: self.loader.load_sweep_config(self.config, list(words)),
             initial_job_idx,
             self.config.workers,
@@ -49,18 +49,19 @@ class Resumed(BasicSweeper):
         assert self.config is not None
         assert self.launcher is not None
         loader, config, launcher = self.hydra_context.config_loader, self.config, self.launcher
-        parsed = _parsed(config, loader)
-        if endless := [override.input_line for override in parsed if override.is_interval_sweep()]:
+        given = parsed(config, loader)
+        if endless := [override.input_line for override in given if override.is_interval_sweep()]:
             cure = "hparams_search=optuna tries some of them; or list values, as key=1,2,3"
             print(f"geoseg: there is no end of values in {', '.join(map(str, endless))}: {cure}", file=sys.stderr)
             raise SystemExit(2)
         sweep.sweep(
-            [words for batch in self.split_arguments(parsed, None) for words in batch],
-            _varied(parsed),
+            [words for batch in self.split_arguments(given, None) for words in batch],
+            varied(given),
             config,
             lambda words: loader.load_sweep_config(config, list(words)),
             lambda jobs: launcher.launch(jobs, initial_job_idx=0),
             self.max_batch_size,
+            getattr(launcher, "queue", None),
         )
 
 
@@ -81,26 +82,28 @@ class Search(BasicSweeper):
             if isinstance(launcher, Workers):
                 launcher.launch(jobs, 0, ended)
                 return
-            numbers = count()
-            while batch := list(islice(jobs, config.workers)):
+            numbers, together = count(), getattr(launcher, "together", config.workers)
+            while batch := list(islice(jobs, together)):
                 for returned in launcher.launch(batch, initial_job_idx=0):
                     ended(next(numbers), returned)
 
         search.search(
-            _parsed(config, loader),
+            parsed(config, loader),
             self.settings,
             config,
             lambda words: loader.load_sweep_config(config, list(words)),
             launch,
+            getattr(getattr(launcher, "queue", None), "gpu", None),
         )
 
 
-def _parsed(config: DictConfig, loader: Any) -> list[Override]:
+def parsed(config: DictConfig, loader: Any) -> list[Override]:
     """The words of the command line, those that an experiment gives its sweep before them."""
     params = config.hydra.sweeper.get("params") or {}
     words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     return OverridesParser.create(config_loader=loader).parse_overrides(words)
 
 
-def _varied(parsed: Sequence[Override]) -> set[str]:
-    return {override.get_key_element() for override in parsed if override.is_sweep_override()}
+def varied(words: Sequence[Override]) -> set[str]:
+    """The keys that vary among them."""
+    return {override.get_key_element() for override in words if override.is_sweep_override()}
