@@ -131,9 +131,8 @@ class Checkpoints(pl.Callback):
     ) -> None:
         if self._step == trainer.global_step and self._latest > self._started:  # it has been saved
             [asked] = largest(trainer, self.asked or 0)  # since then, whichever process was asked
-            if asked:
-                self.asked = int(asked)
-                self.stop_if_asked(self._step)
+            self.asked = int(asked) or None
+            self.stop_if_asked(self._step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
