@@ -48,6 +48,7 @@ NEEDED = {
 OPTIONAL = {
     "open_clip_torch": ("open_clip", "CLIP's vocabulary, for Stable Diffusion as a single file"),
     "prodigyopt": ("prodigyopt", "the optimizer Prodigy"),
+    "optuna": ("optuna", "searches over settings"),
     "submitit": ("submitit", "sweeps on a SLURM cluster"),
 }
 """The same for libraries that some things need, and what for."""

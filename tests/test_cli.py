@@ -193,7 +193,7 @@ def test_the_check_takes_what_is_right() -> None:
         (["trainer.devices=[0,1]"], "trainer.devices=[0, 1] names GPUs, and this run is on the CPU; give a number"),
         (["trainer.devices=2", "trainer.strategy=ddp"], "trainer.strategy=ddp: auto or ddp_spawn is wanted"),
         (
-            ["experiment=label_lora", "trainer.devices=2"],
+            ["experiment=label_lora", "trainer.devices=2", "method.task.fit.batch_size=2"],
             "trainer.devices=2: rivals.unet (U-Net) normalises over the whole batch (BatchNorm)",
         ),
         (["data.num_train=5"], "data.num_train=5, but 4 labelled samples are there to choose from"),

@@ -109,7 +109,7 @@ def test_a_prompt_works_or_the_line_to_type_is_shown(
 ) -> None:
     seen: list[DictConfig] = []
 
-    def looked(cfg: DictConfig, models: object = None) -> None:
+    def looked(cfg: DictConfig, models: object = None, judge: object = None) -> None:
         seen.append(cfg)
         raise ValueError("looked")
 
