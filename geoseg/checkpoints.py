@@ -105,7 +105,6 @@ class Checkpoints(pl.Callback):
         self._step = -1
         self._postponed = False
         self._alone = True
-        self._line: tuple[int, dict[str, float]] | None = None  # of the step being saved, where not logged yet
         self._handlers: dict[int, Any] = {}
 
     @property
@@ -146,8 +145,7 @@ class Checkpoints(pl.Callback):
         validated = bool(trainer.num_val_batches) and done % int(trainer.val_check_batch or done) == 0
         self._postponed = due and validated  # what is saved before a validation would lose it
         if due and not validated:
-            numbers = trainer.callback_metrics.items()  # of this step; Lightning logs them after the callbacks
-            self._save(trainer, {name: float(x) for name, x in numbers if name.startswith(("train/", "lr/"))})
+            self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         done = trainer.fit_loop.total_batch_idx + 1
@@ -159,17 +157,14 @@ class Checkpoints(pl.Callback):
             assert loss is not None
             self.best = {"step": trainer.global_step, "val/loss": float(loss)}
         if self._postponed or better or self.hopeless:
-            self._save(trainer, {})
+            self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds, "best": self.best, "lines": self.lines.count, "line": self._line}
+        return {"seconds": self.seconds, "best": self.best, "lines": self.lines.count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before, self.best = state_dict["seconds"], state_dict["best"]
         self.lines.rewind(state_dict["lines"])
-        if state_dict["line"]:
-            step, numbers = state_dict["line"]
-            self.lines.log_metrics(numbers, step)
 
     def stop_if_asked(self, step: int) -> None:
         """Ends the training here where a signal asked for it, or where it is given up.
@@ -197,10 +192,9 @@ class Checkpoints(pl.Callback):
             if not (best and step == self.best.get("step")):
                 path.unlink()
 
-    def _save(self, trainer: pl.Trainer, unlogged: dict[str, float]) -> None:
+    def _save(self, trainer: pl.Trainer) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         step = self._step = trainer.global_step
-        self._line = (step - 1, unlogged) if unlogged else None
         part = self.folder / f".step_{step:08d}.part"
         try:
             trainer.save_checkpoint(part, weights_only=False)  # all take part, and the first writes

@@ -295,7 +295,7 @@ class SamTask(Task):
         weight = self._hints()
         if weight:
             total = total + weight * self._colour_errors(found, batch["image"], masks)
-        self.log("train/iou", overlap[:, 0].mean(), batch_size=len(overlap))
+        self.told["train/iou"] = overlap[:, 0].mean()
         return total.unflatten(0, batch["points"].shape[:2]).mean(1)
 
     def _hints(self) -> float:

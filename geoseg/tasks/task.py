@@ -100,6 +100,7 @@ class Task(pl.LightningModule):
                 parameter.requires_grad_(rates[name] > 0)
         self.fit, self.rates, self.seed, self.ema = fit, rates, seed, ema
         self.losses: Tensor | None = None  # [B], of the latest batch
+        self.told: dict[str, Tensor] = {}  # numbers about the latest batch that are logged, its loss first
         self._optimizer, self._schedule = optimizer, schedule
 
     def view(self, split: Split, training: bool) -> Dataset[Any]:
@@ -137,10 +138,11 @@ class Task(pl.LightningModule):
         torch.manual_seed(key(self.seed, "step", batch_idx, *others))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        self.told = {}
         losses = self.loss(batch)
         self.losses = losses.detach()
         loss = _mean(losses, batch)
-        self.log("train/loss", loss, batch_size=len(losses), sync_dist=True)
+        self.told = {"train/loss": loss.detach(), **self.told}
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
