@@ -16,7 +16,7 @@ export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types floors unit test-slow format lock checkpoints embed report bench wheel clean
+.PHONY: help setup demo test lint types floors unit test-slow format lock checkpoints encoders embed embed-encoders report bench wheel clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -67,12 +67,17 @@ trained = $$($(BIN)/python -c 'import json, pathlib, sys; \
 	print(pathlib.Path("runs/fits", json.loads(pathlib.Path(sys.argv[1], "record.json").read_text())["fit_id"], "adapter"))' \
 	$(call latest,$(1)))
 
-checkpoints: $(READY) ## train the embedded checkpoints anew, five hours on a CPU core, and put them into geoseg/assets
+checkpoints: $(READY) ## train the embedded checkpoints anew, eight hours on a CPU core, and put them into geoseg/assets
 	$(BIN)/geoseg run experiment=demo_autoencoder $(ARGS)
 	$(BIN)/geoseg run experiment=demo_base method.model.path=$(call trained,demo_autoencoder)/vae $(ARGS)
 	$(BIN)/geoseg run experiment=demo_sam $(ARGS)
 	$(BIN)/geoseg run experiment=demo_sam_longer method.model.start=$(call trained,demo_sam) $(ARGS)
-	$(MAKE) embed
+	$(MAKE) embed encoders
+
+encoders: $(READY) ## the embedded DINOv2 encoders alone, two and a half hours on a CPU core
+	$(BIN)/geoseg run experiment=demo_dinov2 $(ARGS)
+	$(BIN)/geoseg run experiment=demo_dinov2_in_domain $(ARGS)
+	$(MAKE) embed-encoders
 
 embed: $(READY) ## put the latest trained checkpoints, with cards, into geoseg/assets
 	$(BIN)/python -c 'import sys; from geoseg.diffusion.latent_diffusion import LatentDiffusion; \
@@ -84,6 +89,15 @@ embed: $(READY) ## put the latest trained checkpoints, with cards, into geoseg/a
 		stable-diffusion/vae $(call latest,demo_autoencoder) \
 		"stable-diffusion/unet and text_encoder" $(call latest,demo_base) \
 		"sam, first half" $(call latest,demo_sam) sam $(call latest,demo_sam_longer)
+
+embed-encoders: $(READY) ## the same for the encoders alone
+	mkdir -p geoseg/assets/dinov2 geoseg/assets/dinov2_in_domain
+	cp $(call trained,demo_dinov2)/* geoseg/assets/dinov2/
+	cp $(call trained,demo_dinov2_in_domain)/* geoseg/assets/dinov2_in_domain/
+	$(BIN)/python -m geoseg.demo.probe geoseg/assets
+	$(BIN)/python -c 'import sys; from pathlib import Path; from geoseg.report import write_cards; \
+		write_cards(dict(zip(sys.argv[1::2], map(Path, sys.argv[2::2]))), Path("geoseg/assets"))' \
+		dinov2 $(call latest,demo_dinov2) dinov2_in_domain $(call latest,demo_dinov2_in_domain)
 
 report: $(READY) ## results.csv, tables and figures of every experiment, from the records in runs/ by its README's command
 	@for readme in experiments/*/README.md experiments/*/*/README.md; do \

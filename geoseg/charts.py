@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatterSciNotat
 
 from geoseg.ablation import LOSSES, SCORES, Ablation, is_number, shown
 from geoseg.losses import TRAIN, VAL, Curve, smoothed
-from geoseg.metrics.statistics import student_interval
+from geoseg.metrics.statistics import FEWEST_UNITS, student_interval
+from geoseg.summary import Member, grouped
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
 """Okabe and Ito (2008), told apart by colour-blind readers, without the yellow that white paper swallows."""
@@ -42,25 +44,42 @@ class Cost(NamedTuple):
     Attributes:
         data: what the data set is called.
         method: its name.
-        minutes: of training and prediction.
+        amount: of what it costs, such as minutes of training and prediction.
         score: matched mean IoU, in [0, 1].
     """
 
     data: str
     method: str
-    minutes: list[float]
+    amount: list[float]
     score: list[float]
 
 
-def costs(records: Sequence[Mapping[str, Any]]) -> list[Cost]:
-    """Minutes and scores of finished, tested runs by data set and method; a shared training counts in each run."""
+MEASURES = {
+    "minutes": "minutes of training and prediction",
+    "trainable_parameters": "trainable parameters",
+    "ms_per_image": "milliseconds per image at prediction",
+}
+"""What a method costs, by the name that a record has for it."""
+
+
+def costs(records: Sequence[Mapping[str, Any]], measure: str = "minutes") -> list[Cost]:
+    """Costs and scores of finished, tested runs by data set and method; a shared training counts in each run.
+
+    Args:
+        records: those that do not know the cost, or have none of it, are left out.
+        measure: one of ``MEASURES``.
+    """
     found: dict[tuple[str, str], Cost] = {}
     for run in {record["run_id"]: record for record in records}.values():
         score = run.get("scores", {}).get("test/matched/iou/mean")
-        if run["status"] == "done" and score is not None:
+        if run["status"] != "done" or score is None:
+            continue
+        minutes = run["minutes"]["fit"] + run["minutes"]["predict"]
+        amount = minutes if measure == "minutes" else run.get("costs", {}).get(measure)
+        if amount:
             pair = run["data"]["name"], run["method"]
             cost = found.setdefault(pair, Cost(*pair, [], []))
-            cost.minutes.append(run["minutes"]["fit"] + run["minutes"]["predict"])
+            cost.amount.append(amount)
             cost.score.append(score)
     return list(found.values())
 
@@ -200,12 +219,13 @@ def draw_ablations(made: Sequence[Ablation], folder: Path, name: str) -> list[tu
     return [(f"{one.data} over {one.key}", draw_ablation(one, stem)) for one, stem in zip(made, stems, strict=True)]
 
 
-def draw_costs(found: Sequence[Cost], stem: Path) -> list[Path]:
+def draw_costs(found: Sequence[Cost], stem: Path, measure: str = "minutes") -> list[Path]:
     """What a method takes against what it reaches: a point per method, bars of one standard deviation over its runs.
 
     Args:
         found: see ``costs``; a panel per data set.
         stem: path of the files without suffix.
+        measure: one of ``MEASURES``, what the costs are.
 
     Returns:
         The PNG and the PDF.
@@ -217,9 +237,9 @@ def draw_costs(found: Sequence[Cost], stem: Path) -> list[Path]:
     figure, axes = _panels(len(data_sets), across, (width, 3.1))
     for axis, data in zip(axes, data_sets, strict=False):
         here = [cost for cost in found if cost.data == data]
-        means = [fmean(cost.minutes) for cost in here]
+        means = [fmean(cost.amount) for cost in here]
         for cost, mean in zip(here, means, strict=True):
-            spread = [stdev(values) if len(values) > 1 else 0.0 for values in (cost.minutes, cost.score)]
+            spread = [stdev(values) if len(values) > 1 else 0.0 for values in (cost.amount, cost.score)]
             if _far_apart(means):
                 spread[0] = min(spread[0], 0.9 * mean)  # a bar that reaches 0 has no end on this axis
             style = _style(cost.method, "", methods, []) | {"ls": ""}
@@ -227,7 +247,7 @@ def draw_costs(found: Sequence[Cost], stem: Path) -> list[Path]:
         if _far_apart(means):
             axis.set_xscale("log")
         axis.set_title(textwrap.fill(data, 50), fontsize=9, parse_math=False)
-        axis.set(xlabel="minutes of training and prediction", ylabel="matched mean IoU ↑")
+        axis.set(xlabel=MEASURES[measure], ylabel="matched mean IoU ↑")
         _plain(axis)
     handles = []
     for method in methods:
@@ -235,6 +255,172 @@ def draw_costs(found: Sequence[Cost], stem: Path) -> list[Path]:
         label = f"{method}, {runs} run{'s' * (runs != 1)}"
         handles.append(Line2D([], [], **_style(method, "", methods, []) | {"ls": ""}, label=label))
     _below(figure, handles, "points: means over runs; bars: standard deviation")
+    return _save(figure, stem)
+
+
+class Spread(NamedTuple):
+    """Per-image scores of one method on one data set.
+
+    Attributes:
+        data: what the data set is called.
+        method: its name, with what it was given where that tells it from another.
+        scores: image to its mean IoU, in [0, 1]; the mean over the runs that tested it.
+        distances: image to its distance from the training data; images without one are left out.
+    """
+
+    data: str
+    method: str
+    scores: dict[str, float]
+    distances: dict[str, float]
+
+
+def spreads(records: Sequence[Mapping[str, Any]], origin: float | None = None) -> list[Spread]:
+    """Mean IoU of every image, method by method, those of the last stage; classes as the method named them.
+
+    Args:
+        records: finished or not.
+        origin: see ``distance``.
+    """
+    last: dict[tuple[str, str, str], list[Member]] = {}
+    for row, members in grouped(records).items():
+        last[row.data, row.method, row.given] = members  # stages come in order
+    found = []
+    for (data, method, given), members in last.items():
+        scores: dict[str, list[float]] = {}
+        far: dict[str, float] = {}
+        for member in members:
+            for name, value in zip(member.record["units"]["names"], member.per_unit["test/iou/mean"], strict=True):
+                if value is not None:
+                    scores.setdefault(name, []).append(value)
+                    away = distance(name, member.record["data"]["train"], origin)
+                    if away is not None:
+                        far[name] = away
+        several = sum(pair[:2] == (data, method) for pair in last) > 1
+        found.append(Spread(data, f"{method}, {given}" if several else method, _means(scores), far))
+    return [one for one in found if one.scores]
+
+
+def distance(name: str, train: Sequence[str], origin: float | None = None) -> float | None:
+    """How far a sample lies from the training data, by the last number in its name, such as 199 in test2_199.
+
+    Args:
+        name: the sample's.
+        train: names of training samples; those count whose name is the same but for that number.
+        origin: the number at which the training data ends; None takes the nearest training sample.
+
+    Returns:
+        The difference of the numbers, or None where there is none.
+
+    >>> distance("inline_120", ["inline_100", "inline_110", "crossline_119"])
+    10.0
+    >>> distance("test1_99", ["train_3"]) is None
+    True
+    >>> distance("test1_99", [], origin=200)
+    101.0
+    """
+    words, number = _numbered(name)
+    if number is None:
+        return None
+    others = [found for one in train for rest, found in [_numbered(one)] if rest == words and found is not None]
+    ends = others if origin is None else [origin]
+    return min((abs(number - end) for end in ends), default=None)
+
+
+def _numbered(name: str) -> tuple[str, float | None]:
+    """A name without its last number, and that number."""
+    found = re.fullmatch(r"(.*?)(\d+)(\D*)", name, re.DOTALL)
+    return (f"{found[1]}#{found[3]}", float(found[2])) if found else (name, None)
+
+
+def _means(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: fmean(values) for name, values in scores.items()}
+
+
+def draw_spreads(found: Sequence[Spread], stem: Path) -> list[Path]:
+    """How the images of a test set differ: every image's mean IoU as a point, a box from five images on.
+
+    Boxes go from the lower to the upper quartile with a line at the median, whiskers to the outermost image within 1.5
+    times the box.
+
+    Args:
+        found: see ``spreads``; a panel per data set.
+        stem: path of the files without suffix.
+
+    Returns:
+        The PNG and the PDF.
+    """
+    data_sets = list(dict.fromkeys(one.data for one in found))
+    most = max(sum(one.data == data for one in found) for data in data_sets)
+    longest = max(len(line) for one in found for line in _broken(one.method))
+    figure, axes = _panels(len(data_sets), 1, (4.2 + 0.075 * longest, 1.0 + 0.42 * most))
+    for axis, data in zip(axes, data_sets, strict=True):
+        here = [one for one in found if one.data == data]
+        for place, one in enumerate(here):
+            values = list(one.scores.values())
+            colour = COLOURS[place % len(COLOURS)]
+            if len(values) >= FEWEST_UNITS:
+                look = {"color": colour, "lw": 1.1}
+                parts: dict[str, Any] = {f"{part}props": look for part in ("box", "whisker", "cap", "median")}
+                where: dict[str, Any] = {"positions": [place], "widths": 0.62, "orientation": "horizontal"}
+                axis.boxplot(values, showfliers=False, **where, **parts)
+            # side by side where many are alike, in an order that is always the same
+            beside = place + 0.22 * (2 * (np.arange(len(values)) * 0.618034 % 1) - 1)
+            axis.plot(values, beside, "o", color=colour, ms=3, alpha=0.55, mew=0)
+        count = max(len(one.scores) for one in here)
+        axis.set_yticks(range(len(here)), ["\n".join(_broken(one.method)) for one in here])
+        for label in axis.get_yticklabels():
+            label.set_parse_math(False)
+        axis.set(xlabel="mean IoU of an image ↑", ylim=(len(here) - 0.4, -0.6))
+        title = f"{data}: {count} image{'s' * (count != 1)}"
+        axis.set_title(textwrap.fill(title, 50), fontsize=9, parse_math=False)
+        _plain(axis)
+    return _save(figure, stem)
+
+
+def _broken(name: str) -> list[str]:
+    return textwrap.wrap(name, 32) or [""]
+
+
+def draw_distances(found: Sequence[Spread], stem: Path) -> list[Path]:
+    """Mean IoU of every image against its distance from the training data, and a line through the means.
+
+    Args:
+        found: see ``spreads``; a panel per data set that has distances.
+        stem: path of the files without suffix.
+
+    Returns:
+        The PNG and the PDF.
+
+    Raises:
+        ValueError: no image has a distance.
+    """
+    placed = [one for one in found if one.distances]
+    if not placed:
+        raise ValueError(
+            "--distance: no profile has a distance from the training data, since no training profile has its name but "
+            "for the last number; --distance NUMBER takes that number as the end of the training data"
+        )
+    data_sets = list(dict.fromkeys(one.data for one in placed))
+    methods = list(dict.fromkeys(one.method for one in placed))
+    across = min(2, len(data_sets))
+    figure, axes = _panels(len(data_sets), across, (4.6 * across, 3.1))
+    for axis, data in zip(axes, data_sets, strict=False):
+        for one in placed:
+            if one.data != data:
+                continue
+            style = _style(one.method, "", methods, [])
+            at: dict[float, list[float]] = {}
+            for name, away in one.distances.items():
+                at.setdefault(away, []).append(one.scores[name])
+            x = sorted(at)
+            axis.plot(x, [fmean(at[away]) for away in x], color=style["color"], lw=1.3)
+            points = [(away, score) for away in x for score in at[away]]
+            axis.plot(*zip(*points, strict=True), color=style["color"], marker=style["marker"], ls="", ms=4, alpha=0.6)
+        axis.set_title(textwrap.fill(data, 50), fontsize=9, parse_math=False)
+        axis.set(xlabel="distance from the training data (difference of numbers)", ylabel="mean IoU of an image ↑")
+        _plain(axis)
+    handles = [Line2D([], [], **_style(method, "", methods, []), label=method) for method in methods]
+    _below(figure, handles, "points: images, each the mean over runs; lines: means of images at one distance")
     return _save(figure, stem)
 
 

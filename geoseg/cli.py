@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import logging
+import math
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ geoseg: which way of segmenting my profiles works, with the few labels I have?
   geoseg status [runs]                what is done, failed, running or interrupted
   geoseg report runs --to FOLDER      gather records into results.csv and one table
   geoseg evaluate run=RUN data=...    score what a run has trained on other data
+  geoseg predict run=RUN input=... output=...  label maps of profiles without any: pictures, a folder, SEG-Y
   geoseg export RUN --to FILE         a run's LoRA as a file for A1111, ComfyUI, kohya or diffusers
   geoseg sync RUN ...                 a run in Weights & Biases, anew from its files; a whole experiment's summary
   geoseg doctor                       what this machine has and lacks, and the line that repairs it
@@ -63,6 +65,31 @@ method.model.path_or_id=FOLDER and the like say where a checkpoint of the method
 """
 
 
+PREDICT = """\
+geoseg predict run=RUN input=FILE|FOLDER output=FOLDER [key=value ...]
+
+Labels profiles that nobody has labelled, by the method of a finished run. The input is a picture, a SEG-Y file (.sgy,
+.segy), or a folder of them. FOLDER gets labels/NAME.png (class indices in the palette's colours, 255 where there is no
+trace), overlays/NAME.png and manifest.json, which says "unfinished" until all is there. The same command goes on where
+an interrupted one stopped; a folder that holds something else is refused.
+
+  probs=true uncertainty=true   both as numbers (.npy) and as a grey picture, black 0 and white 1
+  every=10                      every tenth section of a SEG-Y volume
+  direction=crossline           its crosslines in place of its inlines
+  points=[[111,875],[133,892]]  one line through these corners, [inline,crossline]
+  inline_byte=9 crossline_byte=21   where trace headers hold the numbers (189 and 193)
+  endian=little                 the other order of bytes
+  ignore_geometry=true          a 2-D line: all traces in the order of the file
+  clip=98 per=section grey_range=[-5000,5000] turn=true   from amplitudes to greys, where the run's rule is not meant
+  tile=512 overlap=0.25         large pictures in blended tiles
+  batch=4 seed=1 accelerator=cpu progress=false runs=FOLDER trust=[PACKAGE]
+
+RUN is a run's folder, or its id or the beginning of it; method.model.path_or_id=FOLDER says where a checkpoint lies.
+
+  geoseg predict run=32d1375255 input=survey.sgy output=labelled every=10
+"""
+
+
 FETCH = """\
 geoseg fetch [checkpoints=hub] [--yes] [key=value ...]
 
@@ -86,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "run": _run,
         "demo": _demo,
         "evaluate": _evaluate,
+        "predict": _predict,
         "report": _report,
         "export": _export,
         "sync": _sync,
@@ -160,7 +188,30 @@ def _report(words: list[str]) -> int:
     parser.add_argument(
         "--figures",
         action="store_true",
-        help="losses and learning rates of all trainings, and cost against score, as PNG and PDF in FOLDER",
+        help="losses and learning rates of all trainings, cost against score, and scores of single profiles, as PNG "
+        "and PDF in FOLDER",
+    )
+    parser.add_argument(
+        "--costs",
+        action="store_true",
+        help="a second table, what methods cost: minutes, parameters, milliseconds per image, memory; between "
+        "'<!-- costs -->' and '<!-- end of costs -->' in README.md or printed",
+    )
+    parser.add_argument(
+        "--sheet",
+        nargs="*",
+        metavar="PROFILE",
+        help="image, label, and every method's label map and errors of these test profiles, or of four, side by side: "
+        "FOLDER/results.png, one per data set",
+    )
+    parser.add_argument(
+        "--distance",
+        nargs="?",
+        type=float,
+        const=math.nan,  # no number: the nearest training profile
+        metavar="NUMBER",
+        help="scores of profiles over their distance from the training data, by the last number in their names, such "
+        "as 199 in test2_199: from the nearest training profile of the same name but for that number, or from NUMBER",
     )
     parser.add_argument(
         "--over",
@@ -194,7 +245,16 @@ def _report(words: list[str]) -> int:
     from pathlib import Path
 
     from geoseg.report import find, put_between, write_results
-    from geoseg.summary import comparisons, settings, summary
+    from geoseg.summary import (
+        COST_NOTE,
+        QUOTED_NOTE,
+        comparisons,
+        cost_cells,
+        markdown,
+        quoted_cells,
+        settings,
+        summary,
+    )
 
     runs = find(Path(folder) for folder in options.runs)
     if not runs:
@@ -208,6 +268,16 @@ def _report(words: list[str]) -> int:
         tables = {"table": summary(records)}
         if options.compare:
             tables["comparisons"] = comparisons(records, options.compare)
+        if options.costs:
+            tables["costs"] = "\n".join([*markdown(*cost_cells(records)), "", COST_NOTE]) + "\n"
+        published = folder / "published.csv"
+        if published.is_file():
+            cells = quoted_cells(published, records)
+            quoted = "\n".join([*markdown(*cells), "", QUOTED_NOTE]) + "\n"
+            if readme.is_file() and "<!-- published -->" in readme.read_text(encoding="utf-8"):
+                tables["published"] = quoted
+            else:  # nobody asked for it by an option, so that a README.md need not have room for it
+                print(quoted)
         for marks, table in tables.items():
             print(f"{marks} -> {put_between(readme, marks, table)}" if readme.is_file() else table)
         if options.map:
@@ -225,7 +295,15 @@ def _report_more(options: argparse.Namespace, runs: Any, folder: Any, readme: An
     from geoseg import latex
     from geoseg.record import write_atomically
     from geoseg.report import put_between
-    from geoseg.summary import NOTE, comparison_cells, markdown, summary_cells, write_spread
+    from geoseg.summary import (
+        COST_NOTE,
+        NOTE,
+        comparison_cells,
+        cost_cells,
+        markdown,
+        summary_cells,
+        write_spread,
+    )
 
     records = [run.record for run in runs]
     if options.tex:
@@ -233,10 +311,20 @@ def _report_more(options: argparse.Namespace, runs: Any, folder: Any, readme: An
         print(f"table -> {folder / 'table.tex'}")
     if options.csv:
         print(f"table -> {write_spread(records, folder / 'table.csv')}")
-    if not (options.figures or options.over or options.html):
+    far = options.distance is not None
+    if not (options.figures or options.over or options.html or far or options.sheet is not None):
         return
     from geoseg.ablation import CORRELATION_NOTE, ablations, correlations
-    from geoseg.charts import costs, draw_ablations, draw_costs, draw_losses
+    from geoseg.charts import (
+        MEASURES,
+        costs,
+        draw_ablations,
+        draw_costs,
+        draw_distances,
+        draw_losses,
+        draw_spreads,
+        spreads,
+    )
     from geoseg.losses import final_losses, read_curves
     from geoseg.page import Drawing, Table, write_page
 
@@ -255,19 +343,31 @@ def _report_more(options: argparse.Namespace, runs: Any, folder: Any, readme: An
         else:
             print(text)
     if options.figures or options.html:
-        if found := costs(records):
-            drawings.append(("Cost and score", draw_costs(found, folder / "cost")))
+        for measure in MEASURES:
+            if found := costs(records, measure):
+                stem = folder / ("cost" if measure == "minutes" else f"cost_{measure}")
+                drawings.append((f"Cost and score: {MEASURES[measure]}", draw_costs(found, stem, measure)))
+        if scattered := spreads(records):
+            drawings.append(("Scores of single profiles", draw_spreads(scattered, folder / "spread")))
         by_method: dict[str, list[Any]] = {}
         for fit in losses:
             by_method.setdefault(trainings[fit].record["method"], []).append(curves[fit])
         if by_method:
             drawings.append(("Losses and learning rates", draw_losses(by_method, folder / "losses")))
+    if far:
+        placed = spreads(records, None if math.isnan(options.distance) else options.distance)
+        drawings.append(("Distance from the training data", draw_distances(placed, folder / "distance")))
+    if options.sheet is not None:
+        from geoseg.sheet import draw_sheets
+
+        drawings += [(title, [path]) for title, path in draw_sheets(runs, folder, options.sheet)]
     for _, files in drawings:
         print(f"figure -> {', '.join(map(str, files))}")
     if options.html:
         summaries = [Table("Means over runs", *summary_cells(records), NOTE)]
         if options.compare:
             summaries.append(Table("Comparisons", *comparison_cells(records, options.compare)))
+        summaries.append(Table("What it costs", *cost_cells(records), COST_NOTE))
         pictures = [Drawing(title, files[0]) for title, files in drawings]
         page = write_page(folder / "report.html", runs, losses, [*summaries, *tables], pictures, options.sheets)
         print(f"page -> {page}")
@@ -378,6 +478,70 @@ def _evaluate(words: list[str]) -> int:
         print(f"geoseg evaluate: {error}", file=sys.stderr)
         return 4 if isinstance(error, DiskFull) else 2
     print_run([found], place)
+    return 0
+
+
+def _predict(words: list[str]) -> int:
+    """Labels profiles without label maps."""
+    if not words or any(word in ("-h", "--help") for word in words):
+        print(PREDICT)
+        return 0 if words else 2
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from geoseg.config import check_types
+    from geoseg.places import DiskFull
+    from geoseg.quiet import quieten
+    from geoseg.signatures import written_types
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    quieten()
+    target = "geoseg.label_maps.label_maps"
+    declared = written_types(target)
+    moved: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    try:
+        for word in words:
+            key, equals, value = word.partition("=")
+            if not equals:
+                raise ValueError(f"a setting is typed key=value, such as every=10; got {word!r}")
+            if key.startswith("method.") and "path" in key:
+                moved[key] = value
+            elif key not in declared:
+                near = difflib.get_close_matches(key, declared, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(declared)}"
+                raise ValueError(f"there is no setting {key}; {hint}")
+            elif declared[key] == {str}:  # a path means what it says, whatever letters are in it
+                settings[key] = value
+            else:
+                try:
+                    read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
+                except (OmegaConfBaseException, ValueError) as error:
+                    raise ValueError(f"cannot read {word!r}: {str(error).splitlines()[0]}") from None
+                settings[key] = read[key]
+        for key, what in (
+            ("run", "which run? run=RUN names its folder, runs/EXPERIMENT/RUN_ID, or its id"),
+            ("input", "label what? input=FILE or FOLDER names pictures or SEG-Y"),
+            ("output", "where to? output=FOLDER names a new folder"),
+        ):
+            if not settings.get(key):
+                raise ValueError(what)
+        check_types({"_target_": target, **settings}, declared=written_types)
+        for key, value in settings.items():
+            if isinstance(value, dict) or (isinstance(value, list) and list not in declared[key]):
+                raise ValueError(f"{key}={value}: one value is wanted")
+
+        from geoseg.label_maps import label_maps
+
+        manifest = label_maps(**settings, moved=moved)
+    except (ValueError, DiskFull) as error:
+        print(f"geoseg predict: {error}", file=sys.stderr)
+        return 4 if isinstance(error, DiskFull) else 2
+    except KeyboardInterrupt:
+        print("geoseg predict: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    print(f"{len(manifest['sections'])} label maps by {manifest['method']} -> {settings['output']}")
     return 0
 
 

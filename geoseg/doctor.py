@@ -42,6 +42,7 @@ NEEDED = {
     "pillow": "PIL",
     "matplotlib": "matplotlib",
     "rich": "rich",
+    "segyio": "segyio",
 }
 """What pip calls each library that geoseg needs, and what Python imports."""
 
@@ -50,6 +51,7 @@ OPTIONAL = {
     "prodigyopt": ("prodigyopt", "the optimizer Prodigy"),
     "optuna": ("optuna", "searches over settings"),
     "submitit": ("submitit", "sweeps on a SLURM cluster"),
+    "pyarrow": ("pyarrow", "data sets in parquet files"),
 }
 """The same for libraries that some things need, and what for."""
 

@@ -126,17 +126,27 @@ def _leave_out_what_it_knows(data: DataModule, record: Mapping[str, Any], trust:
         check_targets({"data": {"source": before}}, trust)
         source = build(before, "data.source")
         seen = {_content(source.read(name).image) for name in known}
+        cut = {_content(_whole(source, name)) for name in known}
     except (ValueError, OSError, KeyError) as error:
         log.warning(
             "whether the run was trained on some of these pictures cannot be looked up: its own data is not there (%s)",
             error,
         )
         return
-    again = [name for name in data.names["test"] if _content(data.source.read(name).image) in seen]
+    again = [
+        name
+        for name in data.names["test"]
+        if _content(data.source.read(name).image) in seen | cut or _content(_whole(data.source, name)) in seen
+    ]
     if again:
         shown = ", ".join(sorted(again, key=natural)[:10])
         log.warning("left out, since the run was trained or validated on them: %s%s", shown, " ..." * (len(again) > 10))
         data.leave_out(again)
+
+
+def _whole(source: Any, name: str) -> Any:
+    """The picture that a sample is, or is a piece of."""
+    return source.whole(name) if hasattr(source, "whole") else source.read(name).image
 
 
 def _content(image: Any) -> str:

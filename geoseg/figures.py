@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -10,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from torch import Tensor, cat
+from torch import Tensor
 
 from geoseg.metrics.intensity import LUMA, dice_loss, grey
+from geoseg.metrics.score import confusion, iou, pixel_accuracy
+from geoseg.palette import Palette
 from geoseg.tasks.evaluation import READING
+from geoseg.types import IGNORE
 
 
 def draw_stages(pictures: Sequence[Mapping[str, Any]], classes: Mapping[str, str], path: Path, note: str = "") -> Path:
@@ -83,7 +88,7 @@ def draw_dice(
             seen = {name: grey(image[None])[0] for name, image in seen.items()}
         for axis, (a, b) in zip(row, combinations(seen, 2), strict=True):
             loss = float(dice_loss(seen[a][None], seen[b][None], squared=squared, colour=colour))
-            _show(axis, cat([seen[a], seen[b]], 2))
+            _show(axis, torch.cat([seen[a], seen[b]], 2))
             axis.set_title(f"{a} | {b}: loss {loss:.3f}, similarity {1 - loss:.3f}", fontsize=8)
         row[0].set_ylabel(picture["name"], fontsize=8)
     stage = [name for name in pictures[0]["stages"] if name != READING][-1]
@@ -92,6 +97,120 @@ def draw_dice(
     meaning = f"Grey is the brightness of a colour, {weights}: all that the loss sees; it is no class"
     lines = [", ".join(part for part in (form, note) if part)] + [meaning] * (not colour)
     figure.suptitle("\n".join(lines), fontsize=8)
+    return _write(figure, path)
+
+
+WRONG = (0.42, 0.1, 0.6)
+"""Colour of wrong pixels in maps of errors: a violet that is none of the standard colours of classes."""
+
+
+def draw_results(rows: Sequence[Mapping[str, Any]], palette: Palette, class_names: Sequence[str], path: Path) -> Path:
+    """Two lines per profile: image, label and every method's label map; below each map, where it is wrong.
+
+    Over a map of errors stand its mean IoU and the share of wrong pixels, both of that profile alone.
+
+    Args:
+        rows: dicts with ``name``, ``image`` [C, H, W] in [0, 1], ``target`` int64 [H, W] (255 = ignore) and ``found``,
+            method to its label map int64 [H, W]; a method without one is left white.
+        palette: colours of the classes.
+        class_names: K names.
+        path: a .png to write.
+    """
+    methods = list(dict.fromkeys(method for row in rows for method in row["found"]))
+    shapes = [row["target"].shape for row in rows]
+    cell = 1.9 if all(height >= width for height, width in shapes) else 2.6
+    heights = [max(0.45, cell * height / width) + 0.18 for height, width in shapes for _ in (0, 1)]
+    lines = max(len(textwrap.wrap(method, 20)) for method in methods)
+    size = (cell * (2 + len(methods)), sum(heights) + 0.17 * lines + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(2 * len(rows), 2 + len(methods), squeeze=False, height_ratios=heights)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for i, row in enumerate(rows):
+        above, below = axes[2 * i], axes[2 * i + 1]
+        target, ignored = row["target"], row["target"] == IGNORE
+        _show(above[0], row["image"])
+        _show(above[1], palette.paint(target[None])[0])
+        above[0].text(-0.04, 0.5, row["name"], rotation=90, ha="right", va="center", fontsize=8, parse_math=False)
+        above[0].texts[-1].set_transform(above[0].transAxes)
+        pale = 0.45 + 0.55 * grey(row["image"][None])[0].expand(3, -1, -1)
+        for column, method in enumerate(methods, start=2):
+            if method not in row["found"]:
+                continue
+            labels = row["found"][method]
+            _show(above[column], palette.paint(labels[None])[0])
+            wrong = (labels != target) & ~ignored
+            picture = torch.where(wrong, torch.tensor(WRONG).view(3, 1, 1), pale)
+            _show(below[column], picture.masked_fill(ignored, 0.5))
+            counts = confusion(labels[None], target[None], palette.num_classes)[0]
+            share = 1 - float(pixel_accuracy(counts))
+            told = f"mIoU {float(iou(counts).nanmean()):.3f}, {share:.0%} wrong"
+            below[column].set_title(told, fontsize=7.5, pad=2)
+    for axis, title in zip(axes[0], ["image", "label", *methods], strict=True):
+        axis.set_title(textwrap.fill(title, 20), fontsize=9, parse_math=False)
+    patches = [Patch(facecolor=c, edgecolor="0.4", label=n) for n, c in zip(class_names, palette.hex, strict=True)]
+    patches.append(Patch(facecolor=WRONG, edgecolor="0.4", label="wrong"))
+    if any((row["target"] == IGNORE).any() for row in rows):
+        patches.append(Patch(facecolor="0.5", edgecolor="0.4", label="ignored"))
+    columns = min(len(patches), max(1, int(size[0] / 1.5)))
+    legend = figure.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize=7.5, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return _write(figure, path)
+
+
+def principal_colours(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """The three strongest principal components of features as red, green and blue.
+
+    They are fitted on both sets together, so that one colour means the same direction in both and what adaptation has
+    changed shows as another colour. A component's sign, which is arbitrary, is the one in which its largest weight is
+    positive; its range goes from the 1st to the 99th percentile of both sets, and what lies beyond is cut.
+
+    Args:
+        before: float [N, h, w, D] with D of 3 or more, features of N pictures.
+        after: the same of the adapted model, [M, h', w', D].
+
+    Returns:
+        float32 [N, h, w, 3] and [M, h', w', 3] in [0, 1].
+
+    Raises:
+        ValueError: the sets differ in D, or D is below 3.
+    """
+    if before.ndim != 4 or after.ndim != 4 or before.shape[-1] != after.shape[-1] or before.shape[-1] < 3:
+        raise ValueError(
+            f"features must be [N, h, w, D] with one D of 3 or more, got {list(before.shape)} and {list(after.shape)}"
+        )
+    flat = torch.cat([side.detach().cpu().double().flatten(0, 2) for side in (before, after)])
+    flat = flat - flat.mean(0)
+    # the D x D matrix serves any number of pictures
+    axes = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(-1)  # [D, 3], strongest first
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    shown = (flat @ axes).numpy()
+    low, high = np.percentile(shown, [1, 99], axis=0)
+    shown = ((shown - low) / np.maximum(high - low, np.finfo(np.float64).tiny)).clip(0, 1)
+    colours = torch.from_numpy(shown).float()
+    count = before[..., 0].numel()
+    return colours[:count].view(*before.shape[:3], 3), colours[count:].view(*after.shape[:3], 3)
+
+
+def draw_features(images: Sequence[Tensor], before: Tensor, after: Tensor, path: Path) -> Path:
+    """A row per picture: itself, and its features before and after adaptation (Figure 2 of Guo et al. 2024).
+
+    Args:
+        images: N pictures [C, H, W] in [0, 1].
+        before: float [N, h, w, D], see ``principal_colours``.
+        after: the same of the adapted model.
+        path: a .png to write.
+    """
+    figure = Figure(figsize=(6.2, 2.0 * len(images) + 0.3), layout="constrained")
+    axes = figure.subplots(len(images), 3, squeeze=False)
+    for row, image, *colours in zip(axes, images, *principal_colours(before, after), strict=True):
+        for axis, picture in zip(row, [image, *(colour.permute(2, 0, 1) for colour in colours)], strict=True):
+            _show(axis, picture)
+            height, width = image.shape[-2:]
+            axis.set_aspect(height / width * picture.shape[-1] / picture.shape[-2])  # patches cover the picture
+    for axis, title in zip(axes[0], ("image", "features before", "features after"), strict=True):
+        axis.set_title(title, fontsize=9)
     return _write(figure, path)
 
 

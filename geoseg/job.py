@@ -26,6 +26,7 @@ from geoseg.data.profiles import natural
 from geoseg.figures import draw_dice, draw_stages, draw_training
 from geoseg.loggers import JsonLines, Relay, WandbLogger
 from geoseg.metrics.intensity import IntensityDice
+from geoseg.metrics.score import SegmentationScore
 from geoseg.palette import Palette
 from geoseg.places import SWEEP, full_disk_told, locked
 from geoseg.randomness import seeded
@@ -42,7 +43,7 @@ from geoseg.record import (
 from geoseg.report import stage_table
 from geoseg.samples import Samples
 from geoseg.tasks.callbacks import Average, Watch
-from geoseg.tasks.evaluation import EvaluationTask
+from geoseg.tasks.evaluation import EvaluationTask, Published
 from geoseg.tasks.task import Task, TrainingDiverged
 
 log = logging.getLogger("geoseg")
@@ -123,11 +124,13 @@ class Assembled(NamedTuple):
     """A method as objects.
 
     Attributes:
+        model: the network or diffusion model, or None.
         task: what is learnt, or None.
         bare: the predictor without its wrappers, or None.
         predictor: the same with its wrappers.
     """
 
+    model: Any
     task: Task | None
     bare: Any
     predictor: Any
@@ -190,7 +193,7 @@ def assembled(
             if wrapper is not None:  # method.wrappers.NAME=null leaves one out
                 predictor = build(wrapper, f"{where}.wrappers.{name}", predictor=predictor, **available)
         task = build(method["task"], f"{where}.task", model=model, adapter=adapter, **available)
-        yield Assembled(task, bare, predictor)
+        yield Assembled(model, task, bare, predictor)
     finally:
         if adapter is not None:
             lora.detach(model.parts())
@@ -248,10 +251,16 @@ class Job:
             self.fit_id = identity(base, fitted, data.fingerprint("train", "val"))
         scored = {"predictor": method["predictor"], "wrappers": method["wrappers"], "weights": self.weights["hashes"]}
         self.run_id = identity(
-            base, scored, self.settings["dice"], self.fit_id, data.fingerprint("train", "val", "test")
+            base, scored, self.settings["dice"], self.fit_id, data.fingerprint("train", "val", "test"), *self._asked()
         )
         self.folder = Path(self.settings["runs"]) / self.settings["name"] / self.run_id
         self.fit_folder = Path(self.settings["runs"]) / "fits" / (self.fit_id or "none")
+
+    def _asked(self) -> list[Any]:
+        """Scores that a data set asks for beside the usual ones, where it does."""
+        data = self.data
+        published = [data.published_batch, data.published_flips] if data.published_batch else None
+        return [{"tolerances": data.thin, "published": published}] if data.thin or published else []
 
     def result(self, models: Models) -> dict[str, Any]:
         """The record: read where the run is finished, else made now.
@@ -363,6 +372,7 @@ class Job:
             "stages": {},
             "memory": needs,
             "minutes": {"fit": fitted["minutes"], "predict": 0.0, "score": 0.0},
+            "costs": self._costs(method, fitted),
             "adapter": fitted["files"],
             "fit": fitted.get("made_by"),  # the run may have found what another commit or device trained
         }
@@ -371,7 +381,9 @@ class Job:
             source = {name: self.trained_by[name] for name in ("run_id", "experiment", "commit", "dirty")}
             results["evaluates"] = {**source, "data": self.trained_by["data"]}
         if method.predictor is not None and self.data.palette is not None:  # without classes there is nothing to score
-            evaluation, minutes = self._evaluate(method.predictor, wandb)
+            with memory.measured(on_gpu(self.settings["trainer"])) as peak:
+                evaluation, minutes = self._evaluate(method.predictor, wandb)
+            results["costs"] |= {"ms_per_image": evaluation.ms_per_image, "predict_bytes": peak.bytes}
             scores = results["scores"] | evaluation.scores
             if self._validates(scores):
                 scores |= self._validated(method.predictor)
@@ -381,7 +393,7 @@ class Job:
                 "stages": evaluation.stages,
                 "stages_per_unit": evaluation.stages_per_unit,
                 "facts": evaluation.facts,
-                "units": {"names": evaluation.names, "unit": self.data.source.unit},
+                "units": self._units(evaluation.names),
                 "minutes": results["minutes"] | minutes,
             }
             if evaluation.pictures:
@@ -396,20 +408,41 @@ class Job:
         results["figures"] = [path.relative_to(self.folder).as_posix() for path in figures]
         return self._record(status="done", **results)
 
+    def _costs(self, method: Assembled, fitted: Mapping[str, Any]) -> dict[str, float | None]:
+        """What the method takes, as far as that is known before it predicts."""
+        decoder = getattr(method.model, "decoder", None)
+        trained = {} if method.task is None else method.task.trainable()
+        return {
+            "trainable_parameters": sum(parameter.numel() for parameter in trained.values()),
+            "decoder_parameters": memory.parameters(decoder) if isinstance(decoder, torch.nn.Module) else None,
+            "parameters": memory.parameters(method.task, method.predictor),
+            "fit_bytes": fitted.get("peak_bytes"),  # a fit of an earlier geoseg does not say
+        }
+
+    def _units(self, names: list[str]) -> dict[str, Any]:
+        """What was scored, and what of it is independent of the rest where samples are not."""
+        block = getattr(self.data.source, "block", None)
+        blocks = {} if block is None else {"blocks": [block(name) for name in names]}
+        return {"names": names, "unit": self.data.source.unit, **blocks}
+
     def _evaluate(self, predictor: Any, wandb: list[WandbLogger]) -> tuple[EvaluationTask, dict[str, float]]:
         assert self.data.palette is not None
+        batch, flips = self.data.published_batch, self.data.published_flips
+        published = None if batch is None else Published(batch, flips)
         evaluation = EvaluationTask(
             predictor,
             self.data.palette,
             self.settings["seed"],
             keep=self.settings["figure_rows"],
             folder=self.folder / "predictions",
+            score=partial(SegmentationScore, tolerances=self.data.thin),
             intensity=partial(IntensityDice, **self.settings["dice"]),
+            published=published,
         )
         started = time.perf_counter()
         lines = JsonLines(self.folder)
         trainer = self._trainer([lines, *wandb], alone(self.settings["trainer"]))
-        progress.section(self.method["title"], len(self.data.test))
+        progress.section(self.method["title"], len(self.data.test) * (2 if batch and flips else 1))
         trainer.test(evaluation, datamodule=self.data, verbose=False)
         lines.write_csv()
         total = time.perf_counter() - started
@@ -419,7 +452,9 @@ class Job:
         """Scores of the answers on the validation set."""
         assert self.data.palette is not None
         intensity = partial(IntensityDice, **self.settings["dice"])
-        evaluation = EvaluationTask(predictor, self.data.palette, self.settings["seed"], keep=0, intensity=intensity)
+        score = partial(SegmentationScore, tolerances=self.data.thin)
+        seed = self.settings["seed"]
+        evaluation = EvaluationTask(predictor, self.data.palette, seed, keep=0, score=score, intensity=intensity)
         progress.section(f"{self.method['title']}, validation", len(self.data.val))
         trainer = self._trainer([], alone(self.settings["trainer"]))
         trainer.test(evaluation, dataloaders=self.data.whole(self.data.val), verbose=False)
@@ -517,9 +552,10 @@ class Job:
             num_sanity_val_steps=0,
         )
         try:
-            trainer.fit(task, datamodule=self.data, ckpt_path=start.path if start else None, weights_only=True)
-            if len(self.data.val) and steps % every:  # the score to choose by is that of the weights that are kept
-                trainer.validate(task, datamodule=self.data, verbose=False)
+            with memory.measured(on_gpu(self.settings["trainer"])) as peak:
+                trainer.fit(task, datamodule=self.data, ckpt_path=start.path if start else None, weights_only=True)
+                if len(self.data.val) and steps % every:  # the score to choose by is that of the weights that are kept
+                    trainer.validate(task, datamodule=self.data, verbose=False)
         except TrainingDiverged as error:
             if not rank:
                 task.save(adapter)
@@ -538,6 +574,7 @@ class Job:
             "steps": trainer.global_step,
             "skipped": watch.skipped,
             "best": checkpoints.best,
+            "peak_bytes": peak.bytes,
             "made_by": self._made_by(),
             "config": redact({"adapter": self.method["adapter"], "task": self.method["task"]}),
         }

@@ -1,4 +1,4 @@
-"""How much memory a method will take, counted before it starts.
+"""How much memory a method will take, counted before it starts, and how much it took.
 
 Its operations run once on tensors without content, which takes seconds and hardly any memory. Weights and the state of
 the optimizer are exact, and so are the tensors alive at the same time; what kernels need for themselves is not seen.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,49 @@ class Alive(TorchDispatchMode):
 def _exactly(module: nn.Module, given: tuple[Any, ...]) -> Any:
     """Lets norms compute in float32, as autocast does on a GPU and not on a CPU."""
     return (given[0].float(), *given[1:]) if isinstance(module, nn.GroupNorm | nn.LayerNorm) else given
+
+
+class Peak:
+    """The most memory that was taken while something was done.
+
+    Attributes:
+        bytes: of tensors on the GPU, or of this whole process, libraries included; None where it is not known.
+    """
+
+    def __init__(self) -> None:
+        self.bytes: int | None = None
+
+
+@contextmanager
+def measured(gpu: bool) -> Iterator[Peak]:
+    """Measures the peak of what is done inside, which is there afterwards.
+
+    On a CPU the process's own highest mark is set back first, so that what a warm worker did before does not count;
+    systems other than Linux cannot do that, and nothing is known there.
+
+    Args:
+        gpu: whether it is done on one.
+    """
+    peak = Peak()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        yield peak
+        return
+    yield peak
+    marks = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    peak.bytes = 1024 * int(marks[1]) if marks else None
+
+
+def parameters(*modules: Any) -> int:
+    """How many numbers the weights of these modules are, those that several modules share once."""
+    found = {id(p): p.numel() for module in modules if isinstance(module, nn.Module) for p in module.parameters()}
+    return sum(found.values())
 
 
 def count(work: Callable[[], Any], precision: str = "32-true", gpu: bool = False) -> int:

@@ -19,9 +19,10 @@ from geoseg.config import PATHS, check_targets, embedded_here, weights_of
 from geoseg.data.pictures import in_greys
 from geoseg.job import Models, assembled, precision_of
 from geoseg.palette import Palette, facies_palette
+from geoseg.predictors.tiled import Tiled
 from geoseg.randomness import stream
 from geoseg.ranks import alone
-from geoseg.record import find_run, runs_of
+from geoseg.record import device, find_run, runs_of
 from geoseg.types import Prediction
 
 
@@ -66,9 +67,34 @@ class LoadedMethod:
         return f"<{run} on {self.record['data']['name']}: {', '.join(self.class_names)}>"
 
     @property
+    def device(self) -> str:
+        """Where it computes, in words."""
+        return device(gpu=self._device.type == "cuda")
+
+    @property
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
+
+    def in_tiles(self, tile: int, overlap: float = 0.25) -> None:
+        """Labels pictures tile by tile from now on, blended without seams, for those that do not fit into memory whole.
+
+        Args:
+            tile: side of a tile in pixels.
+            overlap: smallest share of its side that a tile has in common with the next, 0 <= overlap < 1.
+
+        Raises:
+            ValueError: the method goes through pictures in windows of its own, or a number is out of range.
+        """
+        part = self._predictor
+        while part is not None:
+            if (own := getattr(part, "tile", None)) is not None:
+                raise ValueError(
+                    f"tile={tile}: {self.record['method']} goes through large pictures in blended windows of {own} "
+                    "pixels already; leave tile away"
+                )
+            part = getattr(part, "predictor", None)
+        self._predictor = Tiled(self._predictor, tile, overlap)
 
     def predict(
         self, array: np.ndarray | Tensor, name: str | Sequence[str] | None = None, seed: int | None = None

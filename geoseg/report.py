@@ -136,6 +136,9 @@ def stage_table(record: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return ["stage", *columns], [[stage, *(scores.get(name) for name in columns)] for stage, scores in named.items()]
 
 
+COSTS = ("trainable_parameters", "decoder_parameters", "parameters", "ms_per_image", "fit_bytes", "predict_bytes")
+"""What a run keeps of what its method takes beside minutes; records of earlier versions do not have it."""
+
 COLUMNS = (
     "run_id",
     "experiment",
@@ -150,6 +153,7 @@ COLUMNS = (
     "commit",
     "device",
     "minutes",
+    *COSTS,
     "settings",
 )
 
@@ -169,6 +173,7 @@ def result_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         "commit": record["commit"],
         "device": record["device"],
         "minutes": round(sum(record.get("minutes", {}).values()), 3),
+        **{name: record.get("costs", {}).get(name) for name in COSTS},
     }
     if record["status"] != "done":
         return [{**facts, "stage": ""}]
@@ -334,7 +339,8 @@ def flattened(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
 def write_cards(folders: Mapping[str, Path], assets: Path) -> list[Path]:
     """Says where embedded checkpoints come from: ``cards/<experiment>.json`` and the tables in README.md.
 
-    Beside the trainings' own numbers stand those of ``cards/examination.json``, where it is.
+    The table has a row for every card there is, those of other trainings included. Below stand the summaries of
+    ``cards/examination.json`` and ``cards/probe.json``, where these are.
 
     Args:
         folders: name of a part, as the table calls it, to the folder of the run that trained it.
@@ -347,7 +353,6 @@ def write_cards(folders: Mapping[str, Path], assets: Path) -> list[Path]:
         ValueError: a run has no record or is not finished.
     """
     written = []
-    lines = ["| part | experiment | training | commit | validation |", "|---|---|---|---|---|"]
     for part, folder in folders.items():
         record = read_record(folder)
         if record is None or record["status"] != "done":
@@ -369,19 +374,18 @@ def write_cards(folders: Mapping[str, Path], assets: Path) -> list[Path]:
         path = assets / "cards" / f"{record['experiment']}.json"
         write_atomically(path, json.dumps(card, indent=1) + "\n")
         written.append(path)
-        scores = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in record["scores"].items())
-        training = f"{steps} steps of {fit['batch_size']}, {card['minutes']:.0f} minutes, {record['device']}"
-        code = f"`{record['commit']}`{' with changes' * record['dirty']}"
-        lines.append(f"| {part} | `{record['experiment']}` | {training} | {code} | {scores} |")
-    examined = assets / "cards" / "examination.json"
-    if examined.is_file():
-        summary = json.loads(examined.read_text(encoding="utf-8"))["summary"]
-        examination = [f"| {name} | {value:.3f} |" for name, value in summary.items()]
-        put_between(
-            assets / "README.md",
-            "examination",
-            "\n".join(["| on held-out pictures | |", "|---|---|", *examination]) + "\n",
-        )
+    lines = ["| part | experiment | training | commit | validation |", "|---|---|---|---|---|"]
+    for path in sorted((assets / "cards").glob("*.json")):
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if "part" in card:
+            scores = ", ".join(f"{name.removeprefix('val/')} {value:.4g}" for name, value in card["scores"].items())
+            training = f"{card['steps']} steps of {card['batch_size']}, {card['minutes']:.0f} minutes, {card['device']}"
+            code = f"`{card['commit']}`{' with changes' * card['dirty']}"
+            lines.append(f"| {card['part']} | `{card['experiment']}` | {training} | {code} | {scores} |")
+        else:  # an examination
+            summary = [f"| {name} | {value:.3f} |" for name, value in card["summary"].items()]
+            text = "\n".join(["| on held-out pictures | |", "|---|---|", *summary]) + "\n"
+            put_between(assets / "README.md", path.stem, text)
     written.append(put_between(assets / "README.md", "table", "\n".join(lines) + "\n"))
     return written
 

@@ -38,7 +38,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
 NOTE = (
     "Scores are those of all pixels of a data set together, as mean ± spread over runs. Differences are taken "
     "profile by profile, over the classes of each, and then averaged, so that they need not be the differences of "
-    "two rows; their intervals are over profiles, not over seeds."
+    "two rows; their intervals are over profiles, or the larger units that profiles were cut from, not over seeds."
 )
 """What the numbers of a summary are, for whoever reads it."""
 
@@ -61,6 +61,108 @@ def summary_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
             cells.append(_difference(members, controls.get(row.data, []), score) if compared else "")
         lines.append(cells)
     return head, lines
+
+
+COST_NOTE = (
+    "Means over the runs of a row; minutes are those of the device that is named, and a training that several runs "
+    "share counts in each. Milliseconds per image leave the first batch out, which warms up. Memory: the most that was "
+    "held, by tensors on a GPU or by the whole process on a CPU, libraries included. - : not known, or there is none."
+)
+"""What the numbers of ``cost_cells`` are."""
+
+
+def cost_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """What methods cost as a table, every cell as text: a row per data set, method and what it was given.
+
+    Columns that no record has numbers for are left out, since those of earlier versions keep minutes alone.
+    """
+    rows: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row, members in grouped(records).items():
+        rows[row.data, row.method, row.given] = [member.record for member in members]  # the same for every stage
+    head = ["data", "method", "trained on", "runs", "minutes of training", "minutes of prediction", *COSTED, "device"]
+    lines = []
+    for (data, method, told), runs in rows.items():
+        minutes = [_amount([run["minutes"][part] for run in runs]) for part in ("fit", "predict")]
+        amounts = [_amount([run.get("costs", {}).get(name) for run in runs], scale) for name, scale in COSTED.values()]
+        devices = ", ".join(dict.fromkeys(str(run["device"]) for run in runs))
+        lines.append([data, method, told, str(len(runs)), *minutes, *amounts, devices])
+    told_of = [i for i in range(len(head)) if head[i] not in COSTED or any(line[i] != "-" for line in lines)]
+    return [head[i] for i in told_of], [[line[i] for i in told_of] for line in lines]
+
+
+COSTED = {
+    "trainable parameters": ("trainable_parameters", 1),
+    "decoder parameters": ("decoder_parameters", 1),
+    "all parameters": ("parameters", 1),
+    "ms per image": ("ms_per_image", 1),
+    "training memory, GiB": ("fit_bytes", 2**30),
+    "prediction memory, GiB": ("predict_bytes", 2**30),
+}
+"""Columns of ``cost_cells``: what a record calls it, and what it is divided by."""
+
+
+def _amount(values: Sequence[float | None], scale: float = 1) -> str:
+    """The mean of what is known; parameters in full, as the only ones that are whole numbers."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    whole = scale == 1 and all(isinstance(value, int) for value in known)
+    return f"{fmean(known):,.0f}" if whole else f"{fmean(known) / scale:.3g}"
+
+
+QUOTED = {"iou/mean": "mean IoU ↑", "accuracy/mean": "mean pixel accuracy ↑"}
+"""Published scores that tables may quote."""
+
+
+def quoted_cells(path: Path, records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Published numbers as a table, marked as quoted, beside those of finished runs that were counted the same way.
+
+    Args:
+        path: a CSV with the columns ``data, method, score, value, source``; scores as in ``QUOTED``.
+        records: runs whose data set and method have the names that the file gives them are put beside; their score is
+            ``published/with_flips/...`` where they have it, else ``published/...``, as mean ± spread over runs.
+
+    Raises:
+        ValueError: the file lacks a column, or has a score or a number that is none.
+    """
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        lacking = {"data", "method", "score", "value", "source"} - set(reader.fieldnames or ())
+        if lacking:
+            raise ValueError(f"{path} needs the columns {', '.join(sorted(lacking))} too")
+        lines = list(reader)
+    values: dict[tuple[str, str, str], dict[str, float]] = {}
+    for line in lines:
+        try:
+            number = float(line["value"])
+        except ValueError:
+            raise ValueError(f"{path}: {line['value']!r} is no number") from None
+        if line["score"] not in QUOTED:
+            raise ValueError(f"{path} has the score {line['score']!r}; known are {', '.join(QUOTED)}")
+        values.setdefault((line["data"], line["method"], line["source"]), {})[line["score"]] = number
+    done = [record for record in records if record["status"] == "done"]
+    rows = []
+    for (data, method, source), published in values.items():
+        here = [record["scores"] for record in done if (record["data"]["name"], record["method"]) == (data, method)]
+        cells = []
+        for score in QUOTED:
+            cells.append(f"{published[score]:.4f}" if score in published else "-")
+            cells.append(_mean_deviation([_as_published(scores, score) for scores in here]))
+        rows.append([data, method, *cells, source])
+    titles = [f"{title}, {whose}" for title in QUOTED.values() for whose in ("quoted", "here, counted the same way")]
+    return ["data", "method", *titles, "quoted from"], rows
+
+
+QUOTED_NOTE = (
+    "Columns marked as quoted hold what others have published; nothing of it was computed here. - : no finished run of "
+    "that name, or none that was counted the same way (`data.published_batch`)."
+)
+"""What the numbers of ``quoted_cells`` are."""
+
+
+def _as_published(scores: Mapping[str, float | None], score: str) -> float | None:
+    flipped = scores.get(f"test/published/with_flips/{score}")
+    return flipped if flipped is not None else scores.get(f"test/published/{score}")
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -214,7 +316,7 @@ def grouped(records: Sequence[Mapping[str, Any]]) -> dict[Row, list[Member]]:
 
 
 _VARIED = re.compile(
-    r"data\.(seed|root|source\.root|workers|batch_size|select|num_train)|method\.(.*\.)?seed|"
+    r"data\.(seed|root|source\.root|workers|batch_size|select|num_train|tolerances.*|published_\w+)|method\.(.*\.)?seed|"
     r"method\.(title|given\..*)|.*\.(path|path_or_id|_partial_)"
 )
 """Settings that may differ between the runs of one row."""
@@ -294,10 +396,12 @@ def _order(group: tuple[Row, Sequence[Member]]) -> tuple[Any, ...]:
     return row.data, bool(labels), row.method, labels, row.checkpoints, stage
 
 
-def _unit_means(members: Sequence[Member], score: str) -> dict[str, float]:
+def unit_means(members: Sequence[Member], score: str) -> dict[str, float]:
+    """A score of every independent unit: its mean over the runs that tested it, and over what was cut from it."""
     seen: dict[str, list[float]] = {}
     for member in members:
-        names = member.record["units"]["names"]
+        units = member.record["units"]
+        names = units.get("blocks", units["names"])
         values = member.per_unit.get(f"test/{score}") or [None] * len(names)
         for unit, value in zip(names, values, strict=True):
             if value is not None:
@@ -306,7 +410,7 @@ def _unit_means(members: Sequence[Member], score: str) -> dict[str, float]:
 
 
 def _difference(members: Sequence[Member], others: Sequence[Member], score: str) -> str:
-    mine, reference = _unit_means(members, score), _unit_means(others, score)
+    mine, reference = unit_means(members, score), unit_means(others, score)
     shared = sorted(mine.keys() & reference.keys())
     if not shared:
         return "-"

@@ -136,8 +136,8 @@ def test_readme_is_short_and_its_links_lead_somewhere():
 
 
 def commands():
-    """The words of every line in the README's shell blocks that calls geoseg run or geoseg demo."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    """The words of every line in shell blocks of the README and docs/data.md that calls geoseg run or geoseg demo."""
+    blocks = re.findall(r"```bash\n(.*?)```", README + (ROOT / "docs" / "data.md").read_text("utf-8"), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     return [line[2:] for line in words if line[:2] in (["geoseg", "run"], ["geoseg", "demo"])]

@@ -15,7 +15,17 @@ from scipy import stats
 
 from geoseg import charts
 from geoseg.ablation import Ablation, Line
-from geoseg.charts import Cost, costs, draw_ablation, draw_costs, draw_losses
+from geoseg.charts import (
+    Cost,
+    costs,
+    distance,
+    draw_ablation,
+    draw_costs,
+    draw_distances,
+    draw_losses,
+    draw_spreads,
+    spreads,
+)
 from geoseg.losses import Curve
 from tests.made_records import failed, record
 
@@ -164,6 +174,70 @@ def test_cost_against_score(tmp_path: Path, drawn: list[Figure]) -> None:
     assert np.ptp(across[:, 0]) / 2 == pytest.approx(np.std([1.5, 2.5], ddof=1))
     assert np.ptp(up[:, 1]) / 2 == pytest.approx(np.std([0.107, 0.307], ddof=1))
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["a, 2 runs", "b, 1 run"]
+
+
+def test_what_records_do_not_know_costs_nothing(tmp_path: Path, drawn: list[Figure]) -> None:
+    told = {"trainable_parameters": 1000, "ms_per_image": 12.5}
+    many = [
+        record("a", 0.1, costs=told),
+        record("b", 0.2),  # of an earlier version
+        record("c", 0.3, costs={"trainable_parameters": 0, "ms_per_image": None}),
+    ]
+    assert costs(many, "trainable_parameters") == [Cost("earth", "a", [1000], [0.107])]
+    found = costs(many, "ms_per_image")
+    assert found == [Cost("earth", "a", [12.5], [0.107])]
+    files = draw_costs(found, tmp_path / "cost", "ms_per_image")
+    check(drawn[0], files)
+    assert drawn[0].axes[0].get_xlabel() == "milliseconds per image at prediction"
+
+
+def placed(method: str, values: list[float | None], seed: int = 0, **more: Any) -> dict[str, Any]:
+    names = [f"line_{10 * i}" for i in range(len(values))]
+    made = record(method, seed=seed, units=len(values), **more)
+    data = {**made["data"], "train": ["line_0", "line_5", "other_20"], "test": names}
+    units = {"names": names, "unit": "section"}
+    return {**made, "data": data, "units": units, "per_unit": {**made["per_unit"], "test/iou/mean": values}}
+
+
+SCATTERED = [
+    placed("a", [0.1, 0.2, 0.3, 0.4, 0.5, None]),
+    placed("a", [0.3, 0.4, 0.5, 0.6, 0.7, None], seed=1),
+    placed("b $x$", [0.9, 0.8, 0.7, 0.6]),
+    failed(),
+]
+
+
+def test_scores_of_single_profiles(tmp_path: Path, drawn: list[Figure]) -> None:
+    first, second = spreads(SCATTERED)
+    assert first.scores == pytest.approx({f"line_{10 * i}": 0.2 + 0.1 * i for i in range(5)})  # means of two seeds
+    assert (first.data, first.method, second.method) == ("earth", "a", "b $x$")
+    files = draw_spreads([first, second], tmp_path / "spread")
+    check(drawn[0], files)
+    (axis,) = drawn[0].axes
+    points = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [sorted(line.get_xdata()) for line in points] == [
+        pytest.approx(sorted(one.scores.values())) for one in (first, second)
+    ]
+    median = next(line for line in axis.lines if line.get_marker() != "o" and set(line.get_xdata()) == {0.4})
+    assert np.ptp(median.get_ydata()) > 0.5
+    boxes = [line for line in axis.lines if line.get_marker() != "o"]
+    assert all(max(line.get_ydata()) < 0.5 for line in boxes)  # four images have no box
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["a", "b $x$"]
+
+
+def test_scores_over_the_distance_from_the_training_data(tmp_path: Path, drawn: list[Figure]) -> None:
+    assert distance("line_20", ["line_0", "line_5", "other_20"]) == 15
+    assert distance("profile", ["profile"]) is None
+    first, second = found = spreads(SCATTERED)
+    assert first.distances == {"line_0": 0, "line_10": 5, "line_20": 15, "line_30": 25, "line_40": 35}
+    assert list(second.distances.values()) == [0, 5, 15, 25]
+    assert spreads(SCATTERED, origin=30.0)[1].distances == {"line_0": 30, "line_10": 20, "line_20": 10, "line_30": 0}
+    files = draw_distances(found, tmp_path / "distance")
+    check(drawn[0], files)
+    line = next(line for line in drawn[0].axes[0].lines if line.get_linestyle() == "-")
+    np.testing.assert_allclose(np.transpose(line.get_data()), [[0, 0.2], [5, 0.3], [15, 0.4], [25, 0.5], [35, 0.6]])
+    with pytest.raises(ValueError, match="no profile has a distance .*--distance NUMBER"):
+        draw_distances(spreads([record()]), tmp_path / "none")
 
 
 def test_losses_of_all_trainings_by_method(tmp_path: Path, drawn: list[Figure]) -> None:

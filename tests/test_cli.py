@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from geoseg import sweep
 from geoseg.cli import check_overrides
@@ -49,7 +51,9 @@ def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str
     assert run_cli("rnu") == 2
     assert "no command 'rnu'; did you mean run?" in capsys.readouterr().err
     assert run_cli("xyz") == 2
-    assert "there are run, demo, evaluate, report, export, sync, doctor, fetch, status" in capsys.readouterr().err
+    assert (
+        "there are run, demo, evaluate, predict, report, export, sync, doctor, fetch, status" in capsys.readouterr().err
+    )
     assert run_cli("demo", "--help") == 0
     assert "experiment=label_lora" in capsys.readouterr().out
 
@@ -370,18 +374,39 @@ def test_report_draws_and_tells_everything(
     run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     small = ("data.source.size=32", "data.source.train=4", "data.source.val=2", "data.source.test=2", "logger=files")
+    asked = ("data.tolerances={chalk: 2}", "data.published_batch=1", "data.published_flips=true", "data.batch_size=1")
     unet = ("method=unet", "method.model.depth=3", "method.task.crop=32", "method.task.fit.epochs=2", "data.num_val=2")
-    assert run_cli("run", "-m", *small, *unet, "trainer=cpu", "progress=false", "data.num_train=1,2", "seed=0,1") == 0
+    swept = ("trainer=cpu", "progress=false", "data.num_train=1,2", "seed=0,1")
+    assert run_cli("run", "-m", *small, *asked, *unet, *swept) == 0
     capsys.readouterr()
-    words = ("report", "runs", "--to", "out", "--tex", "--csv", "--html", "--over", "data.num_train")
-    assert run_cli(*words) == 0
+    words = ("--tex", "--csv", "--html", "--over", "data.num_train", "--costs", "--sheet")
+    assert run_cli("report", "runs", "--to", "out", *words) == 0
     said = capsys.readouterr().out
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    records = [json.loads(path.read_text()) for path in record_paths(tmp_path)]
+    weights = load_file(tmp_path / "runs" / "fits" / records[0]["fit_id"] / "adapter" / "model.safetensors")
+    learnt = sum(w.numel() for name, w in weights.items() if not name.endswith(("_mean", "_var", "_tracked")))
+    for row in rows:
+        assert int(row["trainable_parameters"]) == int(row["parameters"]) == learnt
+        assert float(row["ms_per_image"]) > 0
+        assert row["tolerant_f1/mean"] == row["tolerant_f1/class_3"] != ""
+        assert row["published/iou/mean"] != row["published/with_flips/iou/mean"]
+    assert f"| {learnt:,} |" in said and "| ms per image |" in said
+    for one in records:  # one image per batch, so that the mean over batches is that over images
+        mean = np.mean(one["per_unit"]["test/iou/mean"])
+        assert one["scores"]["test/published/iou/mean"] == pytest.approx(mean)
+    if sys.platform == "linux":
+        assert all(1e8 < one["costs"][name] < 1e11 for one in records for name in ("fit_bytes", "predict_bytes"))
     assert "| synthetic" in said and "n = 4: no interval" in said
     out = tmp_path / "out"
-    drawn = {f"{name}.{suffix}" for name in ("over_num_train", "cost", "losses") for suffix in ("png", "pdf")}
-    assert {path.name for path in out.iterdir()} == drawn | {"results.csv", "table.csv", "table.tex", "report.html"}
+    costs = ("cost", "cost_trainable_parameters", "cost_ms_per_image")
+    drawn = {f"{name}.{suffix}" for name in ("over_num_train", "losses", "spread", *costs) for suffix in ("png", "pdf")}
+    assert {path.name for path in out.iterdir()} == drawn | {
+        *("results.csv", "table.csv", "table.tex", "report.html", "results.png")
+    }
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64") == 3
+    assert page.count("data:image/png;base64") == 7
     assert not re.search(r"""(src|href)=["']?(https?:)?//|@import""", page)
     for path in record_paths(tmp_path):
         kept = json.loads(path.read_text())
@@ -402,3 +427,20 @@ def test_report_draws_and_tells_everything(
     with pytest.raises(SystemExit):
         run_cli("report", "runs", "--to", "out", "--by", "seed")
     assert "--by needs --over" in capsys.readouterr().err
+    (out / "README.md").unlink()
+    for words, message in (
+        (("--sheet", "test_0007"), "left a label map of the profiles test_0007"),
+        (("--distance",), "no profile has a distance from the training data"),
+        (("--distance", "far"), "invalid float value: 'far'"),
+    ):
+        assert run_cli("report", "runs", "--to", "out", *words) == 2
+        assert message in capsys.readouterr().err
+    assert run_cli("report", "runs", "--to", "out", "--distance", "7", "--sheet", "test_0001") == 0
+    assert (out / "distance.pdf").is_file()
+    (out / "published.csv").write_text(
+        "data,method,score,value,source\nsynthetic facies,U-Net,iou/mean,0.5,me\nelsewhere,x,accuracy/mean,1,you\n"
+    )
+    assert run_cli("report", "runs", "--to", "out") == 0
+    flipped = [one["scores"]["test/published/with_flips/iou/mean"] for one in records]
+    here = f"{np.mean(flipped):.3f} ± {np.std(flipped, ddof=1):.3f}"
+    assert f"| synthetic facies | U-Net | 0.5000 | {here} | - |" in capsys.readouterr().out

@@ -16,7 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from geoseg import figures
-from geoseg.figures import draw_dice, draw_map, draw_samples, draw_sheet, draw_stages, draw_training
+from geoseg.figures import (
+    draw_dice,
+    draw_features,
+    draw_map,
+    draw_results,
+    draw_samples,
+    draw_sheet,
+    draw_stages,
+    draw_training,
+    principal_colours,
+)
+from geoseg.palette import Palette
 
 RED, GREEN, BLUE = (torch.tensor(colour).view(3, 1, 1).expand(3, 8, 12).float() for colour in torch.eye(3).tolist())
 GREY = torch.full((1, 8, 12), 0.5)
@@ -163,3 +174,63 @@ def test_a_training_of_one_step(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text(json.dumps({"step": 0, "train/loss": 1.0, "lr/unet": 1e-4}) + "\n")
     assert draw_training(metrics, tmp_path / "training.png").stat().st_size > 1000
+
+
+def test_results_side_by_side_with_their_errors(tmp_path: Path, drawn: list[Any]) -> None:
+    palette = Palette(list(CLASSES.values()))
+    target = torch.tensor([[0, 0, 1, 255], [0, 1, 1, 1]])
+    found = {"a": torch.tensor([[0, 1, 1, 0], [0, 1, 1, 1]]), "b $": 1 - target.clamp(max=1)}
+    image = torch.rand(1, 2, 4)
+    rows = [
+        {"name": "p_1", "image": image, "target": target, "found": found},
+        {"name": "p_2", "image": image, "target": target, "found": {"b $": found["b $"]}},
+    ]
+    draw_results(rows, palette, list(CLASSES), tmp_path / "results.png")
+    axes = np.array(drawn[0].axes).reshape(4, 4)
+    assert [axis.get_title() for axis in axes[0]] == ["image", "label", "a", "b $"]
+    np.testing.assert_array_equal(axes[0, 2].images[0].get_array(), array(palette.paint(found["a"][None])[0]))
+    np.testing.assert_array_equal(axes[2, 1].images[0].get_array(), array(palette.paint(target[None])[0]))
+    errors = np.asarray(axes[1, 2].images[0].get_array())
+    wrong = np.isclose(errors, figures.WRONG).all(-1)
+    assert wrong.tolist() == [[False, True, False, False], [False] * 4]
+    np.testing.assert_allclose(errors[0, 3], 0.5)  # what is ignored
+    np.testing.assert_allclose(errors[1, 0], 0.45 + 0.55 * image[0, 1, 0].item(), rtol=1e-5)
+    assert axes[1, 2].get_title() == f"mIoU {(2 / 3 + 4 / 5) / 2:.3f}, 14% wrong"
+    assert axes[1, 3].get_title() == "mIoU 0.000, 100% wrong"
+    assert not axes[2, 2].images and not axes[3, 2].images  # not tested on this one
+    legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert legend == [*CLASSES, "wrong", "ignored"]
+
+
+def test_principal_components_as_colours_are_those_of_a_decomposition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(6, 6, generator=generator) * torch.tensor([5.0, 3.0, 2.0, 0.3, 0.2, 0.1])[:, None]
+    before, after = (torch.randn(n, 4, 5, 6, generator=generator) @ mixing + n for n in (2, 3))
+    shown = principal_colours(before, after)
+    assert [list(side.shape) for side in shown] == [[2, 4, 5, 3], [3, 4, 5, 3]]
+    flat = np.concatenate([before.reshape(-1, 6).numpy(), after.reshape(-1, 6).numpy()]).astype(np.float64)
+    _, _, axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    for i in range(3):
+        axis = axes[i] * np.sign(axes[i][np.abs(axes[i]).argmax()])
+        along = (flat - flat.mean(0)) @ axis
+        low, high = np.percentile(along, [1, 99])
+        wanted = ((along - low) / (high - low)).clip(0, 1)
+        ours = np.concatenate([side[..., i].reshape(-1).numpy() for side in shown])
+        np.testing.assert_allclose(ours, wanted, atol=1e-5)
+    alike = principal_colours(torch.ones(1, 2, 2, 3), torch.ones(1, 2, 2, 3))  # nothing differs
+    assert all(torch.isfinite(side).all() for side in alike)
+    with pytest.raises(ValueError, match=r"one D of 3 or more, got \[2, 4, 5, 6\] and \[2, 4, 5, 2\]"):
+        principal_colours(before, before[..., :2])
+
+
+def test_features_before_and_after(tmp_path: Path, drawn: list[Any]) -> None:
+    before, after = torch.rand(2, 3, 4, 8), torch.rand(2, 3, 4, 8)
+    images = [torch.rand(1, 30, 40), torch.rand(1, 20, 40)]
+    draw_features(images, before, after, tmp_path / "features.png")
+    colours = principal_colours(before, after)
+    axes = np.array(drawn[0].axes).reshape(2, 3)
+    for i in range(2):
+        for side in (0, 1):
+            np.testing.assert_array_equal(axes[i, side + 1].images[0].get_array(), colours[side][i].numpy())
+    boxes = [axis.get_window_extent() for axis in axes[1]]
+    assert all(box.width / box.height == pytest.approx(2, rel=0.05) for box in boxes)  # as the picture that they cover

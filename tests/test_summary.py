@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from geoseg.summary import SPREAD, comparisons, settings, summary, write_spread
+from geoseg.summary import (
+    SPREAD,
+    comparisons,
+    cost_cells,
+    grouped,
+    quoted_cells,
+    settings,
+    summary,
+    unit_means,
+    write_spread,
+)
 from tests.made_records import failed, record
 
 
@@ -215,3 +225,72 @@ def test_a_row_is_found_by_its_method_where_it_is_the_only_one() -> None:
         comparisons(two, [("label LoRA", "input as is")])
     assert "+0.200" in comparisons(two, [("label LoRA (strength=0.5)", "input as is")])
     assert "+0.100" in comparisons([two[0], control], [("label LoRA", "input as is")])
+
+
+def test_units_are_the_blocks_that_samples_were_cut_from() -> None:
+    blocks = ["s1", "s1", "s2", "s3", "s4"]
+    names = [f"u{i}" for i in range(5)]
+    units = {"names": names, "unit": "section", "blocks": blocks}
+    made = [
+        record("U-Net", start=0.5, step=0.1),
+        record("input as is", start=0.1, labels=0, step=0.0),
+    ]
+    assert "n = 5" in summary(made) and "no interval" not in summary(made)
+    for one in made:
+        one["units"] = units
+    assert "n = 4: no interval" in summary(made)
+    (members, *_) = grouped(made).values()
+    assert unit_means(members, "iou/mean")["s1"] == pytest.approx(
+        sum(members[0].per_unit["test/iou/mean"][:2]) / 2  # type: ignore[operator]
+    )
+
+
+def test_what_methods_cost() -> None:
+    told = {
+        "trainable_parameters": 1_234_567,
+        "decoder_parameters": None,
+        "parameters": 2_000_000,
+        "ms_per_image": 12.25,
+    }
+    made = [
+        record("U-Net", seed=0, costs={**told, "fit_bytes": 3 * 2**30, "predict_bytes": 2**30}),
+        record("U-Net", seed=1, costs={**told, "ms_per_image": 13.25, "fit_bytes": None, "predict_bytes": 2**30}),
+        record("label LoRA", stages=("pass 1", "pass 2")),  # of an earlier version
+        failed(),
+    ]
+    head, rows = cost_cells(made)
+    assert "decoder parameters" not in head  # nobody has one
+    by_method = {row[1]: dict(zip(head, row, strict=True)) for row in rows}
+    unet, lora = by_method["U-Net"], by_method["label LoRA"]
+    assert len(rows) == 2
+    assert (unet["trainable parameters"], unet["all parameters"]) == ("1,234,567", "2,000,000")
+    assert (unet["ms per image"], unet["training memory, GiB"], unet["prediction memory, GiB"]) == ("12.8", "3", "1")
+    assert (lora["minutes of training"], lora["ms per image"], lora["device"]) == ("1.5", "-", "CPU")
+
+
+def test_published_numbers_are_quoted_beside_ours(tmp_path: Path) -> None:
+    path = tmp_path / "published.csv"
+    lines = ["data,method,score,value,source", "earth,a,iou/mean,0.75,X", "earth,a,accuracy/mean,0.8,X"]
+    path.write_text("\n".join([*lines, "moon,a,iou/mean,0.5,X"]))
+    ours = [record("a", seed=seed) for seed in (0, 1)]
+    for one, value in zip(ours, (0.6, 0.8), strict=True):
+        one["scores"]["test/published/iou/mean"] = value
+    head, rows = quoted_cells(path, [*ours, failed()])
+    assert [title for title in head if "quoted" in title] == [
+        *("mean IoU ↑, quoted", "mean pixel accuracy ↑, quoted", "quoted from")
+    ]
+    assert rows == [
+        ["earth", "a", "0.7500", "0.700 ± 0.141", "0.8000", "-", "X"],
+        ["moon", "a", "0.5000", "-", "-", "-", "X"],
+    ]
+    ours[0]["scores"]["test/published/with_flips/iou/mean"] = 0.9  # how it was published, where we have it
+    assert quoted_cells(path, ours[:1])[1][0][3] == "0.900"
+    path.write_text("data,method,score,value\n")
+    with pytest.raises(ValueError, match="needs the columns source too"):
+        quoted_cells(path, [])
+    path.write_text("data,method,score,value,source\na,b,iou,0.5,x\n")
+    with pytest.raises(ValueError, match="has the score 'iou'; known are iou/mean, accuracy/mean"):
+        quoted_cells(path, [])
+    path.write_text("data,method,score,value,source\na,b,iou/mean,**0.5**,x\n")
+    with pytest.raises(ValueError, match="is no number"):
+        quoted_cells(path, [])

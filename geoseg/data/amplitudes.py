@@ -58,7 +58,11 @@ class Amplitudes:
         Raises:
             ValueError: there is no value but zero.
         """
-        sizes = [np.abs(values[np.isfinite(values)]).ravel() for values in map(np.asarray, sections)]
+        sizes = []
+        for values in map(np.asarray, sections):
+            if values.dtype.kind != "f":  # the lowest integer has no absolute value of its own type
+                values = values.astype(np.float64)
+            sizes.append(np.abs(values[np.isfinite(values)]).ravel())
         found = np.concatenate(sizes) if sizes else np.zeros(0)
         limit = float(np.percentile(found, self.clip)) if found.size else 0.0
         if limit == 0:

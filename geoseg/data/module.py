@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,14 @@ class DataModule(pl.LightningDataModule):
         seed: decides the choice and the order.
         root: where the source's files lie; only the source's own configuration looks at it, so that it is one short
             key, data.root.
+        tolerances: classes that are a few pixels thin, such as faults, by name, each with the distance in pixels
+            within which a pixel of it counts as found; None scores none in this way.
+        published_batch: images per batch in the scores that were published for this data set, which are then counted
+            beside the others; None counts none.
+        published_flips: those scores also with every image followed by its mirror image.
 
     Attributes:
+        thin: the tolerance of every thin class, by its index.
         first: batches that a training which goes on has already met.
     """
 
@@ -111,9 +117,16 @@ class DataModule(pl.LightningDataModule):
         workers: int = 0,
         seed: int = 0,
         root: str | None = None,
+        tolerances: Mapping[str, int] | None = None,
+        published_batch: int | None = None,
+        published_flips: bool = False,
     ) -> None:
         super().__init__()
         self.source = source
+        self.thin = self._indexed(tolerances or {})
+        if published_batch is not None and published_batch < 1:
+            raise ValueError(f"data.published_batch must be 1 or more images, or null; got {published_batch}")
+        self.published_batch, self.published_flips = published_batch, published_flips
         self.palette: Palette | None = None  # a corpus of captioned pictures has no classes
         if source.num_classes:
             self.palette = Palette(palette if palette is not None else facies_palette(source.num_classes))
@@ -127,6 +140,19 @@ class DataModule(pl.LightningDataModule):
         self.names: dict[str, list[str]] = {}
         self._fingerprints: dict[str, str] = {}
         self.first = 0
+
+    def _indexed(self, tolerances: Mapping[str, int]) -> dict[int, int]:
+        """Tolerances by the index of their class."""
+        names = list(self.source.class_names)
+        for name, distance in tolerances.items():
+            if name not in names:
+                raise ValueError(
+                    f"data.tolerances names the class {name!r}, which the data set does not have; its classes are "
+                    f"{', '.join(names)}"
+                )
+            if isinstance(distance, bool) or not isinstance(distance, int) or distance < 0:
+                raise ValueError(f"data.tolerances.{name}={distance}: a whole number of pixels is wanted, 0 or more")
+        return {names.index(name): distance for name, distance in tolerances.items()}
 
     @property
     def num_classes(self) -> int:
@@ -269,7 +295,13 @@ class DataModule(pl.LightningDataModule):
             held = f" beside the {kept} that data.num_val and data.num_test take" if kept else ""
             raise ValueError(
                 f"data.num_train={count}, but {len(free)} labelled samples are there to choose from{held}; "
-                + (f"ask for 1 to {len(free)}" if free else "lower these")
+                + (
+                    f"ask for 1 to {len(free)}"
+                    if free
+                    else "lower these"
+                    if kept
+                    else "change the splits in data.source"
+                )
             )
         if self.select == "random":
             return choose_random(pool, count, self.seed)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from geoseg.data.copies import Copies
 from geoseg.data.pictures import grey_values, read_label, read_profile, size
 from geoseg.types import IGNORE, Sample
 
@@ -20,12 +21,18 @@ log = logging.getLogger("geoseg")
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 SHOWN = 10
 
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What people call the splits, in folders and files."""
+
 HARDLY = 8
 """Profiles whose values span less than this part of ``grey_range`` get 32 of 256 greys or fewer."""
 
 
 class ProfileFolder:
     """Pairs ``<root>/<images>/<stem>.png`` with ``<root>/<labels>/<stem>.png``.
+
+    Where both lie in folders train, val and test below root, these are the splits, and a sample is called after folder
+    and stem, such as ``train_line1``.
 
     Images are grey or colour, 8 bit, or grey of more bits with ``grey_range``. Label maps hold one value per pixel:
     class indices 0..K-1 with 255 = ignore, or the values listed in ``label_values``.
@@ -40,9 +47,11 @@ class ProfileFolder:
         grey_range: values of profiles with more than 8 bits that become black and white, such as [0, 65535]; None
             refuses such profiles.
         unit: what an independent unit is.
+        split_file: a text file in root, or anywhere, with a line ``name,split`` for every profile, where the split is
+            train, val or test; profiles that it does not name are left out. None leaves the choice to the data module.
 
     Raises:
-        ValueError: folders or pairs are missing; the first ten offenders are listed.
+        ValueError: folders or pairs are missing, or the split file does not fit; the first ten offenders are listed.
     """
 
     def __init__(
@@ -55,8 +64,10 @@ class ProfileFolder:
         label_values: Sequence[int] | None = None,
         grey_range: Sequence[float] | None = None,
         unit: str = "section",
+        split_file: str | None = None,
     ) -> None:
         self.unit = unit
+        self._splits: dict[str, str] = {}
         if grey_range is not None:
             numbers = [value for value in grey_range if isinstance(value, int | float) and np.isfinite(value)]
             if len(grey_range) != 2 or len(set(numbers)) != 2:
@@ -67,8 +78,8 @@ class ProfileFolder:
         if not self.root.is_dir():
             raise ValueError(f"data.root={root} is no folder; give the one that holds '{images}' and '{labels}'")
         self.title = self.root.resolve().name
-        self._images = self._stems(self.root / images, "data.source.images")
-        self._labels = self._stems(self.root / labels, "data.source.labels")
+        self._images = self._pictures(images, "data.source.images")
+        self._labels = self._pictures(labels, "data.source.labels")
         self.names = sorted(self._images.keys() & self._labels.keys())
         self._values = None if label_values is None else list(label_values)
         if self._values is not None:
@@ -78,6 +89,8 @@ class ProfileFolder:
         else:
             self.num_classes = self._count_classes()
         self._check_pairs()
+        if split_file is not None:
+            self._read_splits(split_file)
         if self.num_classes < 2:
             raise ValueError(
                 f"the label maps in {self.root / labels} hold one class only (255 counts as ignore); two or more are "
@@ -101,8 +114,8 @@ class ProfileFolder:
         return self._shapes[name]
 
     def split(self, name: str) -> str | None:
-        """None: the split is chosen by the data module."""
-        return None
+        """That of its folder or of the split file; None: the split is chosen by the data module."""
+        return self._splits.get(name)
 
     def check(self, names: Sequence[str]) -> None:
         """Reads every pair: readable, of one size, labels inside the classes, no picture twice.
@@ -172,7 +185,7 @@ class ProfileFolder:
 
     def _faults(self, names: Sequence[str]) -> list[str]:
         wrong: list[str] = []
-        seen: dict[bytes, str] = {}
+        copies = Copies(self.split)
         known = set(self._values) if self._values is not None else set(range(self.num_classes))
         for name in sorted(names, key=natural):
             profile, label = self._images[name].name, self._labels[name].name
@@ -193,10 +206,9 @@ class ProfileFolder:
                     f"{label}: label values {values} are none of the {self.num_classes} classes; set "
                     "data.source.num_classes, or data.source.label_values to the value of each class in order"
                 )
-            content = hashlib.sha256(image.tobytes()).digest()
-            if content in seen:
-                wrong.append(f"{profile}: the same picture as {seen[content]}; a copy would leak between the splits")
-            seen.setdefault(content, profile)
+            if (other := copies.of(name, image)) is not None:
+                twin = self._images[other].name
+                wrong.append(f"{profile}: the same picture as {twin}; a copy would leak between the splits")
         return wrong
 
     def fingerprint(self, names: Sequence[str]) -> str:
@@ -209,6 +221,49 @@ class ProfileFolder:
             digest.update(self._images[name].read_bytes())
             digest.update(self._labels[name].read_bytes())
         return digest.hexdigest()
+
+    def _pictures(self, folder: str, option: str) -> dict[str, Path]:
+        """Picture files by the names of their samples."""
+        parts = (
+            [] if (self.root / folder).is_dir() else [part for part in SPLITS if (self.root / part / folder).is_dir()]
+        )
+        if not parts:
+            return self._stems(self.root / folder, option)
+        found = {
+            (part, stem): path
+            for part in parts
+            for stem, path in self._stems(self.root / part / folder, option).items()
+        }
+        self._splits |= {f"{part}_{stem}": SPLITS[part] for part, stem in found}
+        return {f"{part}_{stem}": path for (part, stem), path in found.items()}
+
+    def _read_splits(self, split_file: str) -> None:
+        path = self.root / Path(split_file).expanduser()
+        if self._splits:
+            raise ValueError(
+                f"data.source.split_file={split_file}, but folders of {self.root} say the splits already; choose one"
+            )
+        if not path.is_file():
+            raise ValueError(f"data.source.split_file={split_file}: there is no {path}")
+        wrong: list[str] = []
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+            name, _, split = (part.strip() for part in line.rpartition(","))
+            if not line.strip() or (number == 1 and (name, split) == ("name", "split")):
+                continue
+            if split not in SPLITS:
+                wrong.append(f"line {number}: {line!r}; name,train or name,val or name,test is wanted")
+            elif name not in self.names:
+                wrong.append(f"line {number}: there is no profile {name!r}")
+            elif self._splits.setdefault(name, SPLITS[split]) != SPLITS[split]:
+                wrong.append(f"line {number}: {name} is in {self._splits[name]} already")
+        if wrong or not self._splits:
+            raise ValueError(
+                listed(f"data.source.split_file={split_file} cannot be used", wrong or ["it names no profile"])
+            )
+        if others := sorted(set(self.names) - self._splits.keys(), key=natural):
+            shown = ", ".join(others[:SHOWN]) + " ..." * (len(others) > SHOWN)
+            log.warning("left out, since data.source.split_file does not name them: %s", shown)
+        self.names = [name for name in self.names if name in self._splits]
 
     def _stems(self, folder: Path, option: str) -> dict[str, Path]:
         if not folder.is_dir():

@@ -18,7 +18,10 @@ class Source(Protocol):
         class_names: K names.
         unit: what an independent unit is, such as "section" or "image"; intervals resample these.
 
-    A source may also have ``repeats(name) -> int``, how often an epoch meets a sample; without it that is once.
+    A source may also have ``repeats(name) -> int``, how often an epoch meets a sample; without it that is once. And
+    ``block(name) -> str``, the independent unit that a sample is part of, such as the section or the spatial block that
+    it was cut from; without it every sample is a unit of its own. One whose samples are pieces has ``whole(name)``, the
+    picture that a piece was cut from.
     """
 
     title: str

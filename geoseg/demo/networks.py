@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
 from geoseg.data.source import Source
 from geoseg.demo.tokenizer import corpus_tokenizer
@@ -128,6 +129,49 @@ def latent_diffusion(path: str | Path, source: Source, captions: int = 2000) -> 
         raise ValueError(f"there is no autoencoder in {str(path)!r}; train it first, and give the folder vae of it")
     tokenizer = corpus_tokenizer(source, captions)
     return LatentDiffusion(AutoencoderKL.from_pretrained(path), unet(), text_encoder(tokenizer), tokenizer, scheduler())
+
+
+def vision_transformer(
+    width: int = 128, layers: int = 12, heads: int = 4, patch: int = 8, size: int = PICTURE
+) -> Dinov2Model:
+    """Reads pictures [B, 3, H, W] in [0, 1]; answers tokens [B, 1 + N, width]; 2.4 million weights.
+
+    Args:
+        width: of the tokens, a multiple of 4 and of ``heads``.
+        layers: depth; decoders read every quarter of it.
+        heads: of the attention.
+        patch: side of a patch in pixels.
+        size: side in pixels of the pictures that positions are stored for; for others they are interpolated.
+    """
+    model = Dinov2Model(
+        Dinov2Config(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            mlp_ratio=4,
+            image_size=size,
+            patch_size=patch,
+        )
+    )
+    with torch.no_grad():
+        for part in model.modules():
+            # the published spread of 0.02 is meant for widths of several hundred and makes this one learn late
+            if isinstance(part, nn.Linear):
+                nn.init.xavier_uniform_(part.weight)
+        patches = model.embeddings.patch_embeddings.projection
+        nn.init.xavier_uniform_(patches.weight.view(width, -1))
+        # places are told from the first step on; what comes of them is learnt
+        model.embeddings.position_embeddings.zero_()[0, 1:] = sine_positions(size // patch, width)
+    return model
+
+
+def sine_positions(side: int, width: int) -> Tensor:
+    """Sines and cosines of the place in a square grid, float32 [side side, width], row by row; Vaswani et al. 2017."""
+    rates = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * rates
+    along = torch.cat([angles.sin(), angles.cos()], 1)  # [side, width / 2]
+    rows, columns = along[:, None].expand(-1, side, -1), along[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], 2).flatten(0, 1)
 
 
 def sam_config() -> dict[str, Any]:

@@ -6,6 +6,7 @@ target nor in the prediction is left out of a mean; it counts neither as 0 nor a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,13 @@ from torchmetrics.utilities import dim_zero_cat
 
 from geoseg.metrics.boundary import BoundaryCounts, boundary_counts, boundary_f1
 from geoseg.metrics.matching import apply_matching, best_matching
+from geoseg.metrics.tolerance import (
+    TolerantCounts,
+    tolerant_counts,
+    tolerant_f1,
+    tolerant_precision,
+    tolerant_recall,
+)
 from geoseg.types import IGNORE
 
 SMALL = 0.01
@@ -95,6 +103,18 @@ def pixel_accuracy(counts: Tensor) -> Tensor:
     return counts.diagonal(dim1=-2, dim2=-1).sum(-1).double() / counts.sum((-2, -1))
 
 
+def recall(counts: Tensor) -> Tensor:
+    """Share of every class's pixels that were found.
+
+    Args:
+        counts: [..., K, K]; rows = target, columns = predicted.
+
+    Returns:
+        float64 [..., K] in [0, 1]; nan for a class that the target does not have.
+    """
+    return counts.diagonal(dim1=-2, dim2=-1).double() / counts.sum(-1)
+
+
 def mean_accuracy(counts: Tensor) -> Tensor:
     """Share of a class's pixels that were found, averaged over the classes of the target (mPA).
 
@@ -104,7 +124,32 @@ def mean_accuracy(counts: Tensor) -> Tensor:
     Returns:
         float64 [...] in [0, 1]; nan where every pixel is ignored.
     """
-    return (counts.diagonal(dim1=-2, dim2=-1).double() / counts.sum(-1)).nanmean(-1)
+    return recall(counts).nanmean(-1)
+
+
+def batch_scores(counts: Tensor, batch: int) -> dict[str, Tensor]:
+    """Mean IoU and mean pixel accuracy as Guo et al. (2024) count them: batch by batch, then averaged over batches.
+
+    Classes that neither the targets nor the predictions of a batch hold are left out of its mean IoU, and classes that
+    its targets do not hold count as 0 in its mean accuracy. Both numbers depend on the size and the order of batches
+    and serve a comparison with published ones alone.
+
+    Args:
+        counts: [N, K, K], an image each, in the order of batches; rows = target, columns = predicted.
+        batch: images per batch; the last one may be smaller and weighs as much as any other.
+
+    Returns:
+        ``iou/mean`` and ``accuracy/mean``, float64 scalars in [0, 1].
+
+    >>> counts = torch.tensor([[[4, 0], [0, 0]], [[1, 1], [0, 2]]])
+    >>> {name: value.item() for name, value in batch_scores(counts, 1).items()}
+    {'iou/mean': 0.7916666666666666, 'accuracy/mean': 0.625}
+    """
+    sums = torch.stack([some.sum(0) for some in counts.split(batch)])
+    return {
+        "iou/mean": iou(sums).nanmean(-1).nanmean(),
+        "accuracy/mean": recall(sums).nan_to_num(0.0).mean(-1).mean(),
+    }
 
 
 def small_regions(target: Tensor, share: float = SMALL) -> Tensor:
@@ -134,19 +179,22 @@ class SegmentationScore(Metric):
     """IoU, Dice, accuracy and boundary F1 of label maps, for the data set and image by image, higher is better.
 
     ``compute`` gives ``iou/mean``, ``dice/mean``, ``accuracy/pixel``, ``accuracy/mean``, ``boundary_f1/mean``,
-    ``small_regions/recall`` (share of the pixels of small regions that got their class, nan where there are none) and
-    ``iou/class_<k>``, and each again under ``matched/`` after the predicted classes got the names that fit the target
-    best; a method that was never told the names is to be judged by those. The counts of all images are added up
-    before a score is taken of them. ``iou/class_<k>`` is nan for an absent class, ``mean`` leaves it out.
+    ``small_regions/recall`` (share of the pixels of small regions that got their class, nan where there are none),
+    ``iou/class_<k>`` and ``accuracy/class_<k>``, and each again under ``matched/`` after the predicted classes got the
+    names that fit the target best; a method that was never told the names is to be judged by those. The counts of all
+    images are added up before a score is taken of them. A class's score is nan where the class is absent, ``mean``
+    leaves it out. For classes with a tolerance there are ``tolerant_f1/class_<k>``, ``tolerant_precision/class_<k>``
+    and ``tolerant_recall/class_<k>``, and the mean F1 over these classes, ``tolerant_f1/mean``; names stay as they are.
 
     Args:
         num_classes: K.
         radius: tolerance of the boundary score in pixels.
+        tolerances: thin classes, each with the distance in pixels within which a pixel counts as found.
         matching: "dataset" finds one matching for all images (as PiCIE and STEGO do); "image" finds one for each (as
             DiffSeg does), which is more lenient.
 
     Raises:
-        ValueError: an unknown matching.
+        ValueError: an unknown matching, or a tolerance that cannot be.
     """
 
     is_differentiable = False
@@ -160,14 +208,28 @@ class SegmentationScore(Metric):
     hits_target: list[Tensor]
     total_target: list[Tensor]
 
-    def __init__(self, num_classes: int, radius: int = 2, matching: str = "dataset", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        radius: int = 2,
+        matching: str = "dataset",
+        tolerances: Mapping[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if matching not in ("dataset", "image"):
             raise ValueError(f"matching must be 'dataset' or 'image', got {matching!r}")
         self.num_classes = num_classes
         self.radius = radius
         self.matching = matching
-        for name in ("counts", "small", *BoundaryCounts._fields):
+        self.tolerances = dict(tolerances or {})
+        for k, distance in self.tolerances.items():
+            if not 0 <= k < num_classes or distance < 0:
+                raise ValueError(
+                    f"class {k} has a tolerance of {distance} pixels; classes are 0..{num_classes - 1} and a tolerance "
+                    "is 0 or more"
+                )
+        for name in _STATES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, labels: Tensor, target: Tensor) -> None:
@@ -186,12 +248,14 @@ class SegmentationScore(Metric):
         self.small.append(confusion(labels, small, self.num_classes))
         for name, value in boundary_counts(labels, target, self.num_classes, self.radius)._asdict().items():
             getattr(self, name).append(value)
+        for name, value in tolerant_counts(labels, target, self.tolerances)._asdict().items():
+            getattr(self, f"thin_{name}").append(value)
 
     def compute(self) -> dict[str, Tensor]:
         """The scores of the data set, float64 scalars in [0, 1]."""
         counted = self._counted()
-        plain = _scores(counted.total())
-        return {**plain, **_prefixed("matched/", _scores(counted.matched(self.mapping()).total()))}
+        matched = _scores(counted.matched(self.mapping()).total())
+        return {**_scores(counted.total()), **self._tolerant(counted.total()), **_prefixed("matched/", matched)}
 
     def per_image(self) -> dict[str, list[float]]:
         """The same scores for every image, in the order of updates; means are over the classes of that image.
@@ -201,7 +265,8 @@ class SegmentationScore(Metric):
         with self.sync_context():
             counted = self._counted()
             matching = self.mapping()
-        scores = {**_scores(counted), **_prefixed("matched/", _scores(counted.matched(matching)))}
+        matched = _prefixed("matched/", _scores(counted.matched(matching)))
+        scores = {**_scores(counted), **self._tolerant(counted), **matched}
         return {name: value.tolist() for name, value in scores.items()}
 
     def mapping(self) -> Tensor:
@@ -218,10 +283,26 @@ class SegmentationScore(Metric):
         if isinstance(self.counts, list) and not self.counts:
             raise ValueError("no image was scored yet; call update(labels, target) before asking for scores")
         # on the CPU, since some devices have no float64 and the matching is found there anyway
-        counts, small, *edges = (
-            dim_zero_cat(getattr(self, name)).cpu() for name in ("counts", "small", *BoundaryCounts._fields)
-        )
-        return _Counted(counts, small, BoundaryCounts(*edges))
+        counts, small, *rest = (dim_zero_cat(getattr(self, name)).cpu() for name in _STATES)
+        return _Counted(counts, small, BoundaryCounts(*rest[:4]), TolerantCounts(*rest[4:]))
+
+    def _tolerant(self, counted: _Counted) -> dict[str, Tensor]:
+        if not self.tolerances:
+            return {}
+        f1 = tolerant_f1(counted.thin)  # [..., T]
+        scores = {"f1": f1, "precision": tolerant_precision(counted.thin), "recall": tolerant_recall(counted.thin)}
+        return {
+            "tolerant_f1/mean": f1.nanmean(-1),
+            **{
+                f"tolerant_{name}/class_{k}": value
+                for name, values in scores.items()
+                for k, value in zip(self.tolerances, values.unbind(-1), strict=True)
+            },
+        }
+
+
+_STATES = ("counts", "small", *BoundaryCounts._fields, *(f"thin_{name}" for name in TolerantCounts._fields))
+"""Counts that a score keeps of every image."""
 
 
 class _Counted(NamedTuple):
@@ -231,24 +312,28 @@ class _Counted(NamedTuple):
         counts: int64 [..., K, K].
         small: the same of the pixels in small regions.
         edges: of borders.
+        thin: of classes with a tolerance.
     """
 
     counts: Tensor
     small: Tensor
     edges: BoundaryCounts
+    thin: TolerantCounts
 
     def total(self) -> _Counted:
         edges = BoundaryCounts(*(value.sum(0) for value in self.edges))
-        return _Counted(self.counts.sum(0), self.small.sum(0), edges)
+        thin = TolerantCounts(*(value.sum(0) for value in self.thin))
+        return _Counted(self.counts.sum(0), self.small.sum(0), edges, thin)
 
     def matched(self, matching: Tensor) -> _Counted:
-        """The counts with predicted classes renamed."""
+        """The counts with predicted classes renamed; those of thin classes stay as they are."""
         edges = self.edges._replace(
             hits_pred=apply_matching(self.edges.hits_pred, matching),
             total_pred=apply_matching(self.edges.total_pred.unsqueeze(-2), matching).squeeze(-2),
             hits_target=apply_matching(self.edges.hits_target, matching),
         )
-        return _Counted(apply_matching(self.counts, matching), apply_matching(self.small, matching), edges)
+        counts, small = apply_matching(self.counts, matching), apply_matching(self.small, matching)
+        return self._replace(counts=counts, small=small, edges=edges)
 
 
 def _scores(counted: _Counted) -> dict[str, Tensor]:
@@ -261,6 +346,7 @@ def _scores(counted: _Counted) -> dict[str, Tensor]:
         "boundary_f1/mean": boundary_f1(counted.edges).nanmean(-1),
         "small_regions/recall": pixel_accuracy(counted.small),
         **{f"iou/class_{k}": value for k, value in enumerate(per_class.unbind(-1))},
+        **{f"accuracy/class_{k}": value for k, value in enumerate(recall(counted.counts).unbind(-1))},
     }
 
 

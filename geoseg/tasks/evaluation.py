@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from geoseg.metrics.intensity import IntensityDice
-from geoseg.metrics.score import SegmentationScore
+from geoseg.metrics.score import SegmentationScore, batch_scores, confusion
 from geoseg.palette import Palette
 from geoseg.randomness import stream
 from geoseg.types import Batch, Prediction, Predictor
@@ -22,12 +22,25 @@ READING = "read as classes"
 """Name of the column with the label map, where the last stage is a picture."""
 
 
+class Published(NamedTuple):
+    """How the authors of a data set count, so that their numbers can be compared with; see ``EvaluationTask``.
+
+    Attributes:
+        batch: images per batch, mirrored ones not counted.
+        flips: count mirrored images as well.
+    """
+
+    batch: int
+    flips: bool = False
+
+
 class EvaluationTask(pl.LightningModule):
     """Predicts the test set once and scores the answer and every stage on the way to it.
 
     After ``Trainer.test``, ``scores`` holds flat names to numbers, ``per_unit`` the same per image, ``stages`` the
-    scores of each named intermediate picture, ``seconds`` the time spent predicting, ``facts`` the mean of every fact
-    and ``pictures`` the first few images with all their stages.
+    scores of each named intermediate picture, ``seconds`` the time spent predicting, ``ms_per_image`` that of an image
+    once the method is warm, ``facts`` the mean of every fact and ``pictures`` the first few images with all their
+    stages.
 
     Args:
         predictor: the method.
@@ -38,6 +51,10 @@ class EvaluationTask(pl.LightningModule):
             nothing.
         score: builds the class scores from the number of classes.
         intensity: builds the Dice losses between pictures.
+        published: counts the answer also as ``geoseg.metrics.score.batch_scores`` does, ``test/published/...``:
+            ``batch`` says how many images make a batch there, however many are predicted at a time here; ``flips``:
+            beside these, once more with every image followed by its mirror image (left to right), which is predicted
+            for this alone, ``test/published/with_flips/...``.
     """
 
     def __init__(
@@ -49,11 +66,14 @@ class EvaluationTask(pl.LightningModule):
         folder: Path | None = None,
         score: Callable[..., SegmentationScore] = SegmentationScore,
         intensity: Callable[[], IntensityDice] = IntensityDice,
+        published: Published | None = None,
     ) -> None:
         super().__init__()
         self.predictor, self.palette, self.seed, self.keep = predictor, palette, seed, keep
         self.folder = folder
-        self._score, self._intensity = score, intensity
+        self._score, self._intensity, self.published = score, intensity, published
+        self._counts: list[Tensor] = []  # of every image, [K, K], where something is published
+        self._mirrored: list[Tensor] = []
         self._meters = nn.ModuleDict()
         self._facts: dict[str, list[Tensor]] = {}
         self.scores: dict[str, float] = {}
@@ -64,6 +84,13 @@ class EvaluationTask(pl.LightningModule):
         self.pictures: list[dict[str, Any]] = []
         self.names: list[str] = []
         self.seconds = 0.0
+        self._times: list[tuple[float, int]] = []  # seconds and images of every batch
+
+    @property
+    def ms_per_image(self) -> float | None:
+        """Milliseconds that an image takes, the first batch left out, which warms up; None where there is no other."""
+        warm = self._times[1:]
+        return 1000 * sum(seconds for seconds, _ in warm) / sum(images for _, images in warm) if warm else None
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         image, target = batch["image"], batch["target"]
@@ -74,7 +101,8 @@ class EvaluationTask(pl.LightningModule):
             raise ValueError(f"{', '.join(batch['name'])}: {error}") from error
         if image.is_cuda:
             torch.cuda.synchronize(image.device)  # a GPU is still at work when ``predict`` returns
-        self.seconds += time.perf_counter() - started
+        self._times.append((time.perf_counter() - started, len(image)))
+        self.seconds += self._times[-1][0]
         label_picture = self.palette.paint(target)
         answer = prediction.painted if prediction.painted is not None else self.palette.paint(prediction.labels)
         self._meter("answer")(prediction.labels, target, image, answer, label_picture)
@@ -83,6 +111,8 @@ class EvaluationTask(pl.LightningModule):
             self._meter(stage)(labels, target, image, picture, label_picture)
         for fact, values in prediction.facts.items():
             self._facts.setdefault(fact, []).append(values.float().cpu())
+        if self.published is not None:
+            self._count(self.published, batch, prediction)
         self.names += batch["name"]
         self._remember(batch, prediction, answer, label_picture)
         if self.folder is not None:
@@ -99,8 +129,25 @@ class EvaluationTask(pl.LightningModule):
             else:
                 self.stages[_spaced(stage)] = {f"test/{name}": value for name, value in scores.items()}
                 self.stages_per_unit[_spaced(stage)] = {f"test/{name}": values for name, values in per_unit.items()}
+        if self.published is not None:
+            flipped = [one for pair in zip(self._counts, self._mirrored, strict=False) for one in pair]
+            for name, counts, batch in (
+                ("published", self._counts, self.published.batch),
+                ("published/with_flips", flipped, 2 * self.published.batch),
+            ):
+                found = batch_scores(torch.stack(counts), batch) if counts else {}
+                self.scores |= {f"test/{name}/{score}": float(value) for score, value in found.items()}
         self.log_dict(self.scores)
         self.log_dict({f"test/{fact}": value for fact, value in self.facts.items()})
+
+    def _count(self, published: Published, batch: Batch, prediction: Prediction) -> None:
+        """What ``published`` asks for of a batch."""
+        classes, target = self.palette.num_classes, batch["target"]
+        self._counts += confusion(prediction.labels.to(target.device), target, classes).cpu()
+        if published.flips:
+            generators = [stream(self.seed, "predict mirrored", name) for name in batch["name"]]
+            mirrored = self.predictor.predict(batch["image"].flip(-1), generators).labels
+            self._mirrored += confusion(mirrored.to(target.device), target.flip(-1), classes).cpu()
 
     def _meter(self, stage: str) -> Meter:
         name = stage.replace(" ", "_")  # a module's name takes no spaces in a state dict

@@ -158,6 +158,10 @@ def test_chosen_by_name() -> None:
         ({"num_train": 4, "num_val": 1, "num_test": 2}, r"data\.num_train=4, but 3 labelled .* beside the 3 that"),
         ({"select": ["p1", "p2", "p3"], "num_val": 4}, r"data\.num_val=4, but only 3 samples are left"),
         ({"select": ["p1", "p2", "p3"], "num_test": 4}, r"data\.num_test=4, but only 3 samples are left"),
+        ({"tolerances": {"rok": 2}}, r"names the class 'rok', .* its classes are rock, salt"),
+        ({"tolerances": {"salt": 1.5}}, r"data\.tolerances\.salt=1\.5: a whole number of pixels"),
+        ({"tolerances": {"salt": -1}}, r"data\.tolerances\.salt=-1"),
+        ({"published_batch": 0}, r"data\.published_batch must be 1 or more images, or null; got 0"),
         ({"palette": ["#000000", "#FFFFFF", "#FF0000"]}, r"3 colours, the data set has 2 classes \(rock, salt\)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +331,51 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
         changed = first.fingerprint(first.names)
         assert changed != here
         here = changed
+
+
+def test_a_split_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = folder(tmp_path, count=5)
+    (root / "splits.csv").write_text("name,split\nline0, train\nline3,train\n\nline1,validation\nline2,test\n")
+    with caplog.at_level(logging.WARNING, "geoseg"):
+        source = ProfileFolder(str(root), split_file="splits.csv")
+    assert "line4" in caplog.text  # it is in no line
+    data = DataModule(source, num_train=None)
+    data.prepare()
+    assert {split: sorted(names) for split, names in data.names.items()} == {
+        "train": ["line0", "line3"],
+        "val": ["line1"],
+        "test": ["line2"],
+    }
+
+
+def test_what_is_wrong_with_a_split_file(tmp_path: Path) -> None:
+    root = folder(tmp_path)
+    (root / "splits.csv").write_text("line0,train\nline9,test\nline1,later\nline0,test\n")
+    with pytest.raises(ValueError, match=r"data.source.split_file=splits.csv cannot be used") as error:
+        ProfileFolder(str(root), split_file="splits.csv")
+    for said in (
+        "line 2: there is no profile 'line9'",
+        "line 3: 'line1,later'; name,train",
+        "line 4: line0 is in train",
+    ):
+        assert said in str(error.value)
+    with pytest.raises(ValueError, match=r"data.source.split_file=nowhere.csv: there is no "):
+        ProfileFolder(str(root), split_file="nowhere.csv")
+
+
+def test_folders_that_say_the_splits(tmp_path: Path) -> None:
+    for part, count in (("train", 3), ("valid", 1), ("test", 2)):
+        folder(tmp_path / part, count=count)
+    for i, path in enumerate(sorted(tmp_path.glob("*/images/*.png"))):  # the same numbers draw the same pictures
+        Image.fromarray(np.full((6, 8), 0, np.uint8) + np.arange(8, dtype=np.uint8) + np.uint8(10 * i)).save(path)
+    source = ProfileFolder(str(tmp_path))
+    data = DataModule(source, num_train=None)
+    data.prepare()
+    assert {split: sorted(names) for split, names in data.names.items()} == {
+        "train": ["train_line0", "train_line1", "train_line2"],
+        "val": ["valid_line0"],
+        "test": ["test_line0", "test_line1"],
+    }
+    (tmp_path / "list.txt").write_text("test_line0,train\n")
+    with pytest.raises(ValueError, match="say the splits already; choose one"):
+        ProfileFolder(str(tmp_path), split_file="list.txt")

@@ -13,11 +13,13 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 from geoseg.metrics.boundary import boundary_counts, boundary_f1
 from geoseg.metrics.score import (
     SegmentationScore,
+    batch_scores,
     confusion,
     dice,
     iou,
     mean_accuracy,
     pixel_accuracy,
+    recall,
     small_regions,
 )
 
@@ -41,6 +43,7 @@ def test_a_map_counted_by_hand() -> None:
 def test_scores_of_the_map_counted_by_hand() -> None:
     counts = confusion(LABELS, TARGET, 4)[0]
     np.testing.assert_allclose(iou(counts).numpy(), [3 / 6, 3 / 5, 5 / 6, np.nan])
+    np.testing.assert_allclose(recall(counts).numpy(), [3 / 4, 3 / 4, 5 / 6, np.nan])
     np.testing.assert_allclose(dice(counts).numpy(), [6 / 9, 6 / 8, 10 / 11, np.nan])
     assert pixel_accuracy(counts).item() == pytest.approx(11 / 14)
     assert mean_accuracy(counts).item() == pytest.approx((3 / 4 + 3 / 4 + 5 / 6) / 3)
@@ -110,6 +113,21 @@ def test_scores_agree_with_torchmetrics() -> None:
     ours = score.compute()
     for name, metric in theirs.items():
         assert ours[name].item() == pytest.approx(metric.compute().item(), rel=1e-6), name
+
+
+def test_scores_batch_by_batch_agree_with_torchmetrics() -> None:
+    labels, target = random_maps(1, 5, (7, 12, 14))
+    labels[labels == 4], target[target == 4] = 0, 0  # class 4 is nowhere,
+    target[3:6][target[3:6] == 2] = 1  # and class 2 in one batch is only predicted
+    found = batch_scores(confusion(labels, target, 5), 3)
+    ious, recalls = [], []
+    for a, b in ((0, 3), (3, 6), (6, 7)):
+        ious.append(MulticlassJaccardIndex(5, ignore_index=255)(labels[a:b], target[a:b]).item())
+        some = MulticlassAccuracy(5, average=None, ignore_index=255)(labels[a:b], target[a:b])
+        recalls.append(some.nan_to_num(0).sum().item() / 5)
+    assert found["iou/mean"].item() == pytest.approx(np.mean(ious), rel=1e-6)
+    assert found["accuracy/mean"].item() == pytest.approx(np.mean(recalls), rel=1e-6)
+    assert batch_scores(confusion(labels, target, 5), 7)["iou/mean"].item() != pytest.approx(np.mean(ious), abs=1e-4)
 
 
 def test_absent_classes_are_left_out_of_the_mean() -> None:

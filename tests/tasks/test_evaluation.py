@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from geoseg.data.module import DataModule
 from geoseg.data.synthetic import SyntheticEarth
+from geoseg.metrics.score import batch_scores, confusion
 from geoseg.palette import Palette, facies_palette
 from geoseg.predictors.unchanged import InputAsIs
 from geoseg.randomness import stream
-from geoseg.tasks.evaluation import EvaluationTask
+from geoseg.tasks.evaluation import EvaluationTask, Published
 from geoseg.types import IGNORE, Prediction, Sample
 
 PALETTE = Palette(facies_palette(6))
@@ -144,6 +145,40 @@ def test_neither_batch_size_nor_neighbours_change_an_image(batch_size: int) -> N
     for name, values in first.per_unit.items():
         np.testing.assert_array_equal(other.per_unit[name], values, err_msg=name)  # there nan equals nan
         np.testing.assert_equal(other.scores[name], first.scores[name], err_msg=name)
+
+
+class Mirrored(Guess):
+    """Answers by the image alone, so that a mirrored one has an answer of its own."""
+
+    def predict(self, image: Tensor, generator: Sequence[torch.Generator]) -> Prediction:
+        ramp = torch.linspace(0, 1, image.shape[-1])
+        self.pictures += [[one, one] for one in image]
+        return Prediction(PALETTE.decode((image + ramp).clamp(0, 1)))
+
+
+def test_published_ways_of_counting_do_not_depend_on_the_batches_predicted() -> None:
+    def labelled(image: Tensor) -> Tensor:
+        return Mirrored().predict(image[None], []).labels
+
+    several: list[dict[str, float]] = []
+    for batch_size in (2, 5):
+        task, data = evaluated(Mirrored(), batch_size=batch_size, published=Published(3, flips=True))
+        several.append({name: value for name, value in task.scores.items() if "published" in name})
+    plain, both = [], []
+    for i in range(5):
+        image, target = data.test[i]["image"], data.test[i]["target"][None]
+        plain.append(confusion(labelled(image), target, 6)[0])
+        both += [plain[-1], confusion(labelled(image.flip(-1)), target.flip(-1), 6)[0]]
+    wanted = {f"test/published/{name}": value.item() for name, value in batch_scores(torch.stack(plain), 3).items()}
+    wanted |= {
+        f"test/published/with_flips/{name}": value.item() for name, value in batch_scores(torch.stack(both), 6).items()
+    }
+    assert several[0] == several[1] == pytest.approx(wanted)
+    assert wanted["test/published/iou/mean"] != wanted["test/published/with_flips/iou/mean"]
+    assert task.ms_per_image is None  # one batch, the one that warms up
+    alone, _ = evaluated(Mirrored(), published=Published(3))
+    assert {name for name in alone.scores if "published" in name} == {name for name in wanted if "flips" not in name}
+    assert alone.ms_per_image == pytest.approx(1000 * sum(seconds for seconds, _ in alone._times[1:]) / 3)
 
 
 def test_randomness_is_that_of_seed_and_name() -> None:
