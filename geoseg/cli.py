@@ -262,7 +262,8 @@ def _report(words: list[str]) -> int:
         return 2
     records = [run.record for run in runs]
     folder = Path(options.to)
-    print(f"{len(records)} records -> {write_results(records, folder / 'results.csv', settings(records))}")
+    asked = [key for key in (options.over, options.by) if key]
+    print(f"{len(records)} records -> {write_results(records, folder / 'results.csv', settings(records), asked)}")
     readme = folder / "README.md"
     try:
         tables = {"table": summary(records)}

@@ -227,21 +227,27 @@ def collect(folders: Iterable[Path]) -> list[dict[str, Any]]:
     return [one.record for one in find(folders)]
 
 
-def write_results(records: Sequence[Mapping[str, Any]], path: Path, settings: Sequence[str] = ()) -> Path:
+def write_results(
+    records: Sequence[Mapping[str, Any]], path: Path, settings: Sequence[str] = (), keys: Sequence[str] = ()
+) -> Path:
     """Writes results.csv from records.
 
     Args:
         records: a row per stage of each.
         path: the file.
         settings: a column of that name, one entry per record: how it differs from others of its name.
+        keys: settings that get a column of their own, by their full names, such as "data.select".
     """
+    keys = [key for key in keys if key.removeprefix("data.") not in COLUMNS]
     told = settings or [""] * len(records)
-    lines = [
-        {**row, "settings": said} for record, said in zip(records, told, strict=True) for row in result_rows(record)
-    ]
-    scores = sorted({name for row in lines for name in row} - set(COLUMNS))
+    lines = []
+    for record, said in zip(records, told, strict=True):
+        flat = dict(flattened(record.get("config", {}))) if keys else {}
+        asked = {key: flat[key] for key in keys if key in flat}
+        lines += [{**row, "settings": said, **asked} for row in result_rows(record)]
+    scores = sorted({name for row in lines for name in row} - {*COLUMNS, *keys})
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*COLUMNS, *scores], lineterminator="\n")
+    writer = csv.DictWriter(text, [*COLUMNS, *keys, *scores], lineterminator="\n")
     writer.writeheader()
     for row in lines:
         writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})

@@ -111,6 +111,12 @@ def test_rows_of_results(tmp_path: Path) -> None:
     assert float(read[1]["matched/iou/mean"]) == pytest.approx(0.207)
     assert (read[4]["iou/mean"], read[4]["minutes"]) == ("", "0")
     assert "val/loss" not in read[0]
+    chosen = {**RUN[0], "config": {"data": {"select": "random", "num_train": 4}}}
+    write_results([chosen, RUN[1]], path, keys=["data.select", "data.num_train"])
+    with path.open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert [row["data.select"] for row in read] == ["random"] * 3 + [""]
+    assert "data.num_train" not in read[0]  # which has a column whatever is asked
 
 
 def test_records_are_found_and_put_in_order(tmp_path: Path) -> None:
