@@ -691,7 +691,7 @@ def _fetch(words: list[str]) -> int:
         if missing and not agreed:
             print(f"geoseg fetch --yes {' '.join(overrides)} fetches what the hub has, into {cache()}")
         for item in missing if agreed else []:
-            print(f"{item.name} -> {fetch(item.name, checkpoints[item.part].get('revision'))}")
+            print(f"{item.name} -> {fetch(item.part, item.name, checkpoints[item.part].get('revision'))}")
     except (HydraException, ValueError) as error:
         print(f"geoseg fetch: {error}", file=sys.stderr)
         return 2

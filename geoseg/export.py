@@ -106,7 +106,7 @@ def find(source: Path) -> tuple[Path, dict[str, Any] | None]:
         hint = f"; its training did come to an end, so {path.parent} can be exported" if trained else ""
         raise ValueError(f"the run in {source} is not finished ({record.get('error', record['status'])}){hint}")
     if FILE not in record.get("adapter", []):
-        raise ValueError(f"{source} is a run of {title!r}, which trains a whole network and no LoRA to export")
+        raise ValueError(f"{source} is a run of {title!r}, which trains a network and no LoRA to export")
     if not trained:
         raise ValueError(
             f"what {source} trained is not in {fit}: it was moved, deleted or is just being trained anew; repeat the "

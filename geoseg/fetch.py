@@ -28,7 +28,10 @@ CONFIGS = (
 """Small files beside them that every such folder has."""
 
 PATTERNS = (*WEIGHTS, *CONFIGS, "model_index.json", "tokenizer/*.json", "tokenizer/*.txt")
-"""What is fetched of a folder on the hub."""
+"""What is fetched of a pipeline's folder on the hub."""
+
+ENCODER = ("model.safetensors", "config.json")
+"""Files of an image encoder's folder on the hub, all of which are fetched."""
 
 SECONDS = 10
 """How long the hub may take to answer at all."""
@@ -60,6 +63,18 @@ PIPELINES = {
     ),
 }
 """Pipelines that options of ``conf/checkpoints`` name; licences from the cards of Stable Diffusion 1.5 and 2.1."""
+
+ENCODERS = {
+    # numbers of the transformer, counted by building it
+    f"facebook/dinov2-{size}": Published("Apache-2.0", 4 * count)
+    for size, count in {
+        "small": 22_056_576,
+        "base": 86_580_480,
+        "large": 304_368_640,
+        "giant": 1_136_480_768,
+    }.items()
+}
+"""DINOv2 on the hub, by its authors; licence from its cards."""
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
 
@@ -134,30 +149,37 @@ def items(checkpoints: Mapping[str, Any]) -> list[Item]:
             found.append(Item(part, name, "", known, state, False, True))
         elif "path_or_id" in node and name.count("/") == 1 and name[0] not in "./~" and path.suffix != ".safetensors":
             revision = node.get("revision")
-            missing = missing_files(name, revision)
-            cached = len(WEIGHTS) + len(CONFIGS) - len(missing)
+            missing = missing_files(part, name, revision)
+            cached = len(files_of(part)) - len(missing)
             state = (
                 "here" if not missing else f"{cached} of {cached + len(missing)} files here" if cached else "not here"
             )
-            found.append(Item(part, name, revision or "newest", PIPELINES.get(name), state, True, not missing))
+            known = (PIPELINES | ENCODERS).get(name)
+            found.append(Item(part, name, revision or "newest", known, state, True, not missing))
         else:
             found.append(Item(part, name, "", SAM_FILES.get(path.name), "no such file or folder", False, False))
     return found
 
 
-def missing_files(name: str, revision: str | None) -> list[str]:
-    """Files of a pipeline that the hub's cache on this disk lacks."""
+def files_of(part: str) -> tuple[str, ...]:
+    """Files that a checkpoint cannot do without, by its key in ``conf/checkpoints``."""
+    return ENCODER if part == "dinov2" else (*WEIGHTS, *CONFIGS)
+
+
+def missing_files(part: str, name: str, revision: str | None) -> list[str]:
+    """Files of a checkpoint that the hub's cache on this disk lacks."""
     return [
         file
-        for file in (*WEIGHTS, *CONFIGS)
+        for file in files_of(part)
         if not isinstance(huggingface_hub.try_to_load_from_cache(name, file, revision=revision), str)
     ]
 
 
-def fetch(name: str, revision: str | None) -> str:
-    """Fetches what ``LatentDiffusion.load`` reads of a pipeline into the hub's cache.
+def fetch(part: str, name: str, revision: str | None) -> str:
+    """Fetches what is read of a checkpoint into the hub's cache.
 
     Args:
+        part: its key in ``conf/checkpoints``.
         name: id on the hub.
         revision: branch, tag or commit; None is the main branch.
 
@@ -170,7 +192,8 @@ def fetch(name: str, revision: str | None) -> str:
     try:
         # asked once with a short patience: downloads retry for minutes
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=SECONDS)
-        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS))
+        patterns = list(ENCODER if part == "dinov2" else PATTERNS)
+        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
     except OfflineModeIsEnabled:
         raise ValueError(f"{name}: HF_HUB_OFFLINE is set; unset it where there is a network") from None
     except GatedRepoError:
@@ -184,9 +207,10 @@ def fetch(name: str, revision: str | None) -> str:
         raise ValueError(
             f"{name}: the hub cannot be reached ({why}); fetch it on a machine with a network, and copy {cache()} here"
         ) from None
-    missing = missing_files(name, revision)
+    missing = missing_files(part, name, revision)
     if missing:
-        raise ValueError(f"{name} lacks {', '.join(missing)}; choose one with safetensors weights in diffusers' layout")
+        layout = "transformers" if part == "dinov2" else "diffusers"
+        raise ValueError(f"{name} lacks {', '.join(missing)}; choose one with safetensors weights in {layout}' layout")
     return str(folder)
 
 

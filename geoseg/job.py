@@ -42,7 +42,7 @@ from geoseg.record import (
 )
 from geoseg.report import stage_table
 from geoseg.samples import Samples
-from geoseg.tasks.callbacks import Average, Watch
+from geoseg.tasks.callbacks import Average, Patience, Watch
 from geoseg.tasks.evaluation import EvaluationTask, Published
 from geoseg.tasks.task import Task, TrainingDiverged
 
@@ -73,20 +73,19 @@ class Models:
         """
         if method["model"] is None:
             return None
-        changed = method["adapter"] is None and method["task"] is not None
         palette = available["palette"]
         parts = [method["model"], weights, None if palette is None else palette.hex, available["num_classes"]]
         wanted = json.dumps(parts, sort_keys=True, default=str)
         by_seed = f"{wanted}, seed {available['seed']}"
-        if not changed and self._key in (wanted, by_seed) and self._restored():
+        if self._key in (wanted, by_seed) and not _changes(method, self._model) and self._restored():
             return self._model
-        if not changed:
+        if method["task"] is None or method["adapter"] is not None:  # it may be kept
             self._key, self._model = "", None  # room for the next one
         with seeded(available["seed"], "model"):
             before = torch.get_rng_state()
             model = build(method["model"], f"{where}.model", **available)
             drawn = not torch.equal(before, torch.get_rng_state())
-        if not changed:
+        if not _changes(method, model):
             self._key, self._model = by_seed if drawn else wanted, model
             self._state = _state(model)
         return model
@@ -101,6 +100,14 @@ class Models:
             if hasattr(module, "gradient_checkpointing"):
                 module.gradient_checkpointing = checkpointing
         return True
+
+
+def _changes(method: Mapping[str, Any], model: Any) -> bool:
+    """Whether training changes the model itself: there is no adapter, or beside it something that wants gradients."""
+    if method["task"] is None:
+        return False
+    whole = [weight for module in _modules(model)[:1] for weight in module.parameters()]
+    return method["adapter"] is None or any(weight.requires_grad for weight in whole)
 
 
 def _modules(model: Any) -> list[torch.nn.Module]:
@@ -331,6 +338,11 @@ class Job:
                 look()
             except ValueError as error:
                 raise ValueError(f"{self.where}.task.{key}: {error}") from None
+        if task.fit.patience is not None and not len(self.data.val):
+            raise ValueError(
+                f"{self.where}.task.fit.patience={task.fit.patience}: it waits for validations, and there are no "
+                "validation profiles; give data.num_val some, or patience=null"
+            )
         size, devices = task.fit.batch_size, self.settings["trainer"]["devices"]
         if size % self.processes:
             raise ValueError(
@@ -532,6 +544,9 @@ class Job:
         every = min(steps, plan.validate_every * per_epoch) if plan.validate_every else steps
         watch = Watch()
         callbacks: list[pl.Callback] = [watch]
+        patience = None if plan.patience is None else Patience(plan.patience)
+        if patience is not None:
+            callbacks.append(patience)
         if task.ema is not None:
             callbacks.append(Average(task.ema))
         if predictor is not None and self.settings["sample_every"] and self.settings["sample_images"] and not rank:
@@ -554,7 +569,10 @@ class Job:
         try:
             with memory.measured(on_gpu(self.settings["trainer"])) as peak:
                 trainer.fit(task, datamodule=self.data, ckpt_path=start.path if start else None, weights_only=True)
-                if len(self.data.val) and steps % every:  # the score to choose by is that of the weights that are kept
+                if patience is not None:
+                    patience.put_back(task)
+                # the score to choose by is that of the weights that are kept
+                if len(self.data.val) and (steps % every or patience is not None):
                     trainer.validate(task, datamodule=self.data, verbose=False)
         except TrainingDiverged as error:
             if not rank:

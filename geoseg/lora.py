@@ -1,7 +1,8 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): put in, weighed, saved, loaded and taken out again.
 
 The only place that knows peft. Functions take ``parts``: named modules, "unet" and "text", as
-``LatentDiffusion.parts()`` gives them, and change them in place.
+``LatentDiffusion.parts()`` gives them, or "encoder", as ``EncoderDecoder.parts()`` does, and change them in place.
+Files are for the first two: what adapts an encoder is saved together with its decoder, which is of no use alone.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class LoRA:
         dropout: share of inputs hidden from the adapter while training, 0 to below 1.
         unet_targets: layers of the denoising network, by the end of their names; empty adds none.
         text_targets: layers of the text encoder, likewise.
+        encoder_targets: layers of an image encoder, likewise.
         seed: start of the Gaussian first matrix (standard deviation 1 / rank); the second starts at zero, so a
             fresh adapter changes nothing.
 
@@ -57,6 +59,7 @@ class LoRA:
         unet_targets: Sequence[str] = UNET_TARGETS,
         text_targets: Sequence[str] = TEXT_TARGETS,
         seed: int = 0,
+        encoder_targets: Sequence[str] = (),
     ) -> None:
         _check_name(name)
         if rank < 1:
@@ -65,13 +68,15 @@ class LoRA:
             raise ValueError(f"alpha must be above 0, got {alpha}; alpha = rank leaves the product as it is")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {dropout}")
-        if not unet_targets and not text_targets:
-            raise ValueError("unet_targets and text_targets are both empty; name layers in one, or use no adapter")
+        if not unet_targets and not text_targets and not encoder_targets:
+            raise ValueError(
+                "unet_targets, text_targets and encoder_targets are all empty; name layers in one, or use no adapter"
+            )
         self.name = name
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
-        self.targets = {"unet": tuple(unet_targets), "text": tuple(text_targets)}
+        self.targets = {"unet": tuple(unet_targets), "text": tuple(text_targets), "encoder": tuple(encoder_targets)}
         self.seed = seed
 
     def attach(self, parts: Mapping[str, nn.Module]) -> None:
@@ -85,7 +90,9 @@ class LoRA:
         wanted = {part: targets for part, targets in self.targets.items() if targets}
         for part, targets in wanted.items():
             if part not in parts:
-                raise ValueError(f"there is no part {part!r} to adapt; set {part}_targets to []")
+                raise ValueError(
+                    f"there is no part {part!r} to adapt; set {part}_targets to [], or adapter=null to have none"
+                )
             layers = {name for name, module in _plain(parts[part]) if isinstance(module, (nn.Linear, nn.Conv2d))}
             for target in targets:
                 if not any(layer == target or layer.endswith(f".{target}") for layer in layers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import json
@@ -25,7 +26,7 @@ from geoseg.data.synthetic import SyntheticEarth
 from geoseg.loggers import JsonLines
 from geoseg.lora import FILE
 from geoseg.palette import Palette, facies_palette
-from geoseg.tasks.callbacks import Average, Watch
+from geoseg.tasks.callbacks import Average, Patience, Watch
 from geoseg.tasks.task import Task
 from tests.training import label_lora
 
@@ -92,6 +93,7 @@ def train(
     lines = JsonLines(folder)
     checkpoints = Checkpoints(folder / "checkpoints", lines, minutes=minutes)
     start = checkpoints.latest()
+    patience = [Patience(what.fit.patience)] if what.fit.patience else []
     average = [Average(what.ema)] if what.ema else []
     fitting = pl.Trainer(
         accelerator="cpu",
@@ -100,7 +102,7 @@ def train(
         gradient_clip_val=1.0,
         logger=[lines],
         log_every_n_steps=1,
-        callbacks=[Watch(), *average, *acts, checkpoints],
+        callbacks=[Watch(), *patience, *average, *acts, checkpoints],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -111,6 +113,8 @@ def train(
         **{"val_check_interval": 3 if len(data.val) else 12, **trainer},
     )
     fitting.fit(what, datamodule=data, ckpt_path=start.path if start else None, weights_only=True)
+    for watched in patience:
+        watched.put_back(what)
     learnt = {name: p.detach().clone() for name, p in what.trainable().items()}
     return learnt, checkpoints, log_of(folder)
 
@@ -265,6 +269,55 @@ def test_the_best_stays(tmp_path: Path) -> None:
     checkpoints.clear(best=True)
     (left,) = (tmp_path / "checkpoints").iterdir()
     assert left.name.startswith(f"step_{best:08d}")
+
+
+class Losses(pl.Callback):
+    """Puts given losses in the place of those of the validations, and keeps the weights that were validated."""
+
+    def __init__(self, losses: list[float]) -> None:
+        self.losses, self.seen = list(losses), dict[int, dict[str, Tensor]]()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        done = trainer.global_step // 3 - 1
+        trainer.callback_metrics["val/loss"].fill_(self.losses[done])
+        self.seen[done] = {name: p.detach().clone() for name, p in pl_module.trainable().items()}
+
+
+@pytest.mark.parametrize("ema", [None, 0.8])
+def test_patience_ends_it_and_the_best_weights_are_kept(
+    ema: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in = Losses([3.0, 1.0, 2.0, 1.5, 0.5])
+    before = Patience.on_validation_end
+
+    def judged(self: Patience, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stand_in.on_validation_end(trainer, pl_module)
+        before(self, trainer, pl_module)
+
+    monkeypatch.setattr(Patience, "on_validation_end", judged)
+
+    def what() -> Task:
+        made = task(epochs=6, ema=ema)
+        made.fit = dataclasses.replace(made.fit, patience=2)
+        return made
+
+    learnt, checkpoints, log = train(tmp_path / "whole", what(), source(val=2))
+    assert sorted(stand_in.seen) == [0, 1, 2, 3]  # two after the best one, and the fifth is never asked
+    assert same(learnt, stand_in.seen[1])
+    assert not same(learnt, stand_in.seen[3])
+    # cut off between the validations, and right after the last of them
+    for batch in (4, 8, 10):
+        with pytest.raises(Killed):
+            train(tmp_path / f"{batch}", what(), source(val=2), (At(batch, killed),))
+        again, _, its_log = train(tmp_path / f"{batch}", what(), source(val=2))
+        assert same(again, learnt)
+        assert its_log == log
+    shutil.copytree(tmp_path / "whole", tmp_path / "ended")
+    ended, _, its_log = train(tmp_path / "ended", what(), source(val=2))  # what was saved then has no patience left
+    assert same(ended, learnt)
+    assert its_log == log
+    assert checkpoints.latest() is not None
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

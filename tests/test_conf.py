@@ -93,7 +93,7 @@ def test_every_option_composes_and_resolves(compose: Callable[[list[str]], DictC
     for name in ("title", "given", "model", "adapter", "predictor", "wrappers", "task"):
         for method in [settings["method"], *settings["rivals"].values()]:
             assert name in method
-    assert set(settings["checkpoints"]) == {"kind", "size", "stable_diffusion", "sam", "sam_thresholds"}
+    assert set(settings["checkpoints"]) == {"kind", "size", "stable_diffusion", "sam", "sam_thresholds", "dinov2"}
     if option.startswith("experiment="):
         assert settings["name"] != "run"
 

@@ -118,7 +118,7 @@ def test_what_cannot_be_exported_is_said(
         assert said.err.startswith("geoseg export: ")
         return said.err
 
-    assert "'U-Net', which trains a whole network and no LoRA" in refused(run_of(runs, "unet"))
+    assert "'U-Net', which trains a network and no LoRA to export" in refused(run_of(runs, "unet"))
     assert "'input as is', which trains nothing" in refused(run_of(runs, "as_is"))
     run = run_of(runs, "lora")
     assert f"is no run; name one of those in it: {run}" in refused(run.parent)

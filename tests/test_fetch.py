@@ -52,6 +52,7 @@ def test_what_would_be_fetched(
     assert "revision 451f4fe16113, CreativeML OpenRAIL-M, 4.26 GB, not here" in said
     for name, file in fetch.SAM_FILES.items():
         assert f"curl -LO {file.address} && echo '{file.sha256}  {name}' | sha256sum -c" in said
+    assert "dinov2: facebook/dinov2-small\n  revision newest, Apache-2.0, 0.09 GB, not here" in said
     assert "geoseg fetch --yes checkpoints=hub fetches" in said
     assert run_cli("fetch", "checkpoints=hub_sd2") == 0
     said = capsys.readouterr().out
@@ -66,6 +67,10 @@ def test_what_is_here(run_cli: Callable[..., int], capsys: pytest.CaptureFixture
     assert run_cli("fetch") == 0
     assert "3 of 8 files here" in capsys.readouterr().out
     put(cache, ID, COMMIT, fetch.CONFIGS)
+    put(cache, "facebook/dinov2-small", "c0ffee", fetch.ENCODER[:1])
+    assert run_cli("fetch") == 0
+    assert "0.09 GB, 1 of 2 files here\n" in capsys.readouterr().out
+    put(cache, "facebook/dinov2-small", "c0ffee", fetch.ENCODER)
     assert run_cli("fetch", "--yes") == 0  # nothing to ask the network for
     said = capsys.readouterr().out
     assert "4.26 GB, here\n" in said
@@ -81,7 +86,7 @@ def test_embedded_and_local_ones_need_nothing(
 ) -> None:
     assert run_cli("fetch", "checkpoints=demo", "--yes") == 0
     said = capsys.readouterr().out
-    assert said.count("here\n") == 2
+    assert said.count("  here\n") in (2, 3)  # with or without the encoder
     assert "curl" not in said
     words = ["checkpoints=local", "checkpoints.stable_diffusion.path_or_id=weights/sd.safetensors"]
     assert run_cli("fetch", *words) == 0
@@ -115,7 +120,7 @@ def test_only_what_is_read_is_fetched(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert run_cli("fetch", "--yes") == 0
+    assert run_cli("fetch", "--yes", "checkpoints.dinov2=null") == 0
     assert asked == [(ID, COMMIT, fetch.SECONDS)]
     folder = Path(capsys.readouterr().out.rpartition("-> ")[2].strip())
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".ckpt") or "fp16" in path.name]
@@ -162,7 +167,7 @@ def test_the_hub_says_no(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", no)
         with pytest.raises(ValueError, match=message):
-            fetch.fetch("a/b", "x")
+            fetch.fetch("dinov2", "a/b", "x")
 
 
 def test_a_published_file_is_compared(
@@ -196,3 +201,4 @@ def test_every_hub_option_is_known() -> None:
 
     for path in (conf_folder() / "checkpoints").glob("hub*.yaml"):
         assert OmegaConf.load(path).stable_diffusion.path_or_id in fetch.PIPELINES
+        assert OmegaConf.load(path).dinov2.path_or_id in fetch.ENCODERS

@@ -367,7 +367,7 @@ def test_mistakes(model: LatentDiffusion, tmp_path: Path) -> None:
         ({"dropout": 1.0}, "dropout"),
         ({"name": "a:b"}, "adapters are named"),
         ({"name": "lora"}, "adapters are named"),
-        ({"unet_targets": [], "text_targets": []}, "both empty"),
+        ({"unet_targets": [], "text_targets": []}, "all empty"),
     ],
 )
 def test_wrong_plans(options: dict, message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 
@@ -137,3 +137,23 @@ def stable_diffusion_parts() -> dict[str, nn.Module]:
             CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
         )
     return {"unet": unet, "text": text}
+
+
+def tiny_dinov2(patch: int = 8, depth: int = 4, seed: int = 0) -> Dinov2Model:
+    """DINOv2 in 0.04 M random weights."""
+    config = Dinov2Config(
+        hidden_size=32,
+        num_hidden_layers=depth,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        patch_size=patch,
+        image_size=4 * patch,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Dinov2Model(config)
+        with torch.no_grad():  # it starts so small that images would hardly matter
+            for name, weight in net.named_parameters():
+                if name.endswith("weight") and weight.ndim > 1:
+                    weight.mul_(4)
+    return net.eval()

@@ -196,3 +196,48 @@ class Average(pl.Callback):
             before[name] = parameter.detach().clone()
             parameter.copy_(weights[name])
         return before
+
+
+class Patience(pl.Callback):
+    """Ends a training that no longer gets better, and remembers the weights of its best validation.
+
+    It stands before ``Average``, so that it sees the weights that were validated.
+
+    Args:
+        validations: in a row without a lower ``val/loss`` that are waited for.
+    """
+
+    def __init__(self, validations: int) -> None:
+        self.validations = validations
+        self.lowest = math.inf
+        self.waited = 0
+        self._best: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._stop(trainer)  # what was saved at the very end of its patience has none left
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, Task)
+        if trainer.state.fn != "fit":
+            return
+        loss = float(trainer.callback_metrics["val/loss"])
+        self.waited += 1
+        if loss < self.lowest:
+            self.lowest, self.waited = loss, 0
+            kept, state = pl_module.kept(), pl_module.state_dict()
+            self._best = {name: value.detach().clone() for name, value in state.items() if name in kept}
+        self._stop(trainer)
+
+    def put_back(self, task: Task) -> None:
+        """Puts the weights of the best validation in place; those that are there stay where none had a finite loss."""
+        task.load_state_dict(self._best, strict=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest, "waited": self.waited, "best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.lowest, self.waited, self._best = (state_dict[name] for name in ("lowest", "waited", "best"))
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        if self.waited >= self.validations:
+            trainer.should_stop = True

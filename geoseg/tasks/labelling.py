@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,9 @@ class LabellingTask(Task):
     """Trains a network on profiles and their label maps.
 
     Args:
-        model: maps images [B, C, H, W] in [0, 1] to logits [B, K, H, W].
+        model: maps images [B, C, H, W] in [0, 1] to logits [B, K, H, W]. What of it wants gradients is trained, and
+            saved together with what its layers count. One with a method ``groups`` names the groups that ``lr`` may
+            tell apart; else there is one, "model".
         criterion: maps (logits, target) to one loss per sample, [B].
         crop: side of the training square in pixels.
         flip: mirror half of the squares.
@@ -67,10 +69,19 @@ class LabellingTask(Task):
         seed: int,
         crop: int = 128,
         flip: bool = True,
+        *,
+        lr: float | Mapping[str, float],
         **task: Any,
     ) -> None:
-        model.requires_grad_(True)
-        super().__init__(groups={"model": list(model.parameters())}, seed=seed, **task)
+        own: Callable[[], dict[str, nn.Module]] | None = getattr(model, "groups", None)
+        named = {"model": model} if own is None else own()
+        wanted = {name: [p for p in module.parameters() if p.requires_grad] for name, module in named.items()}
+        groups = {name: weights for name, weights in wanted.items() if weights}
+        if not groups:
+            raise ValueError("nothing of the model wants gradients, so nothing would be trained; use task=null")
+        if isinstance(lr, Mapping):  # a rate of what is frozen has nothing to say
+            lr = {name: rate for name, rate in lr.items() if name in groups or name not in named}
+        super().__init__(groups=groups, seed=seed, lr=lr, **task)
         self.model, self.criterion, self.crop, self.flip = model, criterion, crop, flip
 
     def view(self, split: Split, training: bool) -> Crops:
@@ -82,7 +93,8 @@ class LabellingTask(Task):
     def save(self, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         path, part = folder / "model.safetensors", folder / "model.part"
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        kept, state = self._saved(), self.model.state_dict()
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name in kept}
         try:
             save_file(state, part)
             part.replace(path)
@@ -91,23 +103,55 @@ class LabellingTask(Task):
         return [path]
 
     def load(self, folder: Path) -> None:
-        """Puts back what ``save`` wrote."""
-        self.model.load_state_dict(load_file(folder / "model.safetensors"))
+        """Puts back what ``save`` wrote.
+
+        Raises:
+            ValueError: the file holds other weights than this model trains.
+        """
+        state = load_file(folder / "model.safetensors")
+        wrong = sorted(state.keys() ^ self._saved())
+        if wrong:
+            raise ValueError(
+                f"{folder / 'model.safetensors'} and this model differ in {len(wrong)} tensors, such as {wrong[0]}; "
+                "other code or other libraries made it: force=true trains anew"
+            )
+        self.model.load_state_dict(state, strict=False)
+
+    def _saved(self) -> set[str]:
+        """Names in the model of what a file of it holds."""
+        return {name.removeprefix("model.") for name in self.kept() if name.startswith("model.")}
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, target: Tensor, weights: Sequence[float] | str | None = None) -> Tensor:
     """Mean cross-entropy over the pixels that count, one value per sample.
 
     Args:
         logits: float [B, K, H, W].
         target: int64 [B, H, W], 255 = ignore.
+        weights: K numbers, how much a pixel of each class counts; "inverse": every class that a sample has counts the
+            same in it, however many pixels it has; None: every pixel does.
+
+    Raises:
+        ValueError: other than K weights, a negative one, or another word.
     """
     per_pixel = nn.functional.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
-    counted = (target != IGNORE).flatten(1).sum(1).clamp(min=1)
-    return per_pixel.flatten(1).sum(1) / counted
+    return _mean(per_pixel, target, weights, logits.shape[1])
 
 
-def cross_entropy_dice(logits: Tensor, target: Tensor) -> Tensor:
+def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, weights: Sequence[float] | str | None = None) -> Tensor:
+    """Focal loss (Lin et al. 2017): cross-entropy times (1 - p) ** gamma, p that of the truth; one value per sample.
+
+    Args:
+        logits: float [B, K, H, W].
+        target: int64 [B, H, W], 255 = ignore.
+        gamma: 0 is cross-entropy; the larger, the less counts what is right already.
+        weights: see ``cross_entropy``.
+    """
+    per_pixel = nn.functional.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="none")
+    return _mean((1 - torch.exp(-per_pixel)) ** gamma * per_pixel, target, weights, logits.shape[1])
+
+
+def cross_entropy_dice(logits: Tensor, target: Tensor, weights: Sequence[float] | str | None = None) -> Tensor:
     """Cross-entropy plus soft Dice loss over the classes present, one value per sample.
 
     Cross-entropy learns the frequent classes fast, Dice keeps the rare ones from being given up.
@@ -115,12 +159,67 @@ def cross_entropy_dice(logits: Tensor, target: Tensor) -> Tensor:
     Args:
         logits: float [B, K, H, W].
         target: int64 [B, H, W], 255 = ignore.
+        weights: of the cross-entropy, see there.
     """
+    return cross_entropy(logits, target, weights) + 1 - _dice(logits, target)
+
+
+def dice(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft Dice loss over the classes present, one value per sample in [0, 1].
+
+    Args:
+        logits: float [B, K, H, W].
+        target: int64 [B, H, W], 255 = ignore.
+    """
+    return 1 - _dice(logits, target)
+
+
+def weighted_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """The loss of Guo et al. (2024, arXiv 2408.12396) as their code has it, one value per sample; theirs is per batch.
+
+    A soft Dice loss per class, its sums weighted by the inverse of the class's pixels and smoothed by 1, and the mean
+    over all classes. A weight stands above and below the line and so cancels but for that 1: it is nearly ``dice``,
+    only that a class that is not there is counted and adds about nothing, so that it costs little to paint it.
+
+    Args:
+        logits: float [B, K, H, W].
+        target: int64 [B, H, W], 255 = ignore.
+    """
+    overlap, size, pixels = _sums(logits, target)
+    share = 1 / torch.where(pixels > 0, pixels, 1e10)
+    share = share / share.sum(1, keepdim=True)
+    return (1 - (2 * share * overlap + 1) / (share * size + 1)).mean(1)
+
+
+def _dice(logits: Tensor, target: Tensor) -> Tensor:
+    overlap, size, pixels = _sums(logits, target)
+    present = pixels > 0
+    return ((2 * overlap + 1) / (size + 1) * present).sum(1) / present.sum(1).clamp(min=1)
+
+
+def _sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of samples and classes [B, K]: probability inside the class; the same everywhere plus its pixels; its pixels."""
     counted = (target != IGNORE)[:, None]
     truth = nn.functional.one_hot(target.masked_fill(~counted[:, 0], 0), logits.shape[1]).movedim(-1, 1) * counted
     probs = logits.float().softmax(1) * counted
-    overlap = (probs * truth).sum((2, 3))
-    size = (probs + truth).sum((2, 3))
-    present = truth.sum((2, 3)) > 0
-    dice = ((2 * overlap + 1) / (size + 1) * present).sum(1) / present.sum(1).clamp(min=1)
-    return cross_entropy(logits, target) + 1 - dice
+    return (probs * truth).sum((2, 3)), (probs + truth).sum((2, 3)), truth.sum((2, 3))
+
+
+def _mean(per_pixel: Tensor, target: Tensor, weights: Sequence[float] | str | None, num_classes: int) -> Tensor:
+    """Of the pixels that count [B, H, W], each by the weight of its class, one value per sample."""
+    counts = target != IGNORE
+    if weights is None:
+        return per_pixel.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
+    labels = target.masked_fill(~counts, 0)
+    if isinstance(weights, str):
+        if weights != "inverse":
+            raise ValueError(f"weights must be {num_classes} numbers, inverse or null; got {weights!r}")
+        pixels = nn.functional.one_hot(labels, num_classes).mul(counts[..., None]).sum((1, 2))  # [B, K]
+        of_class = 1 / pixels.clamp(min=1)
+    else:
+        if len(weights) != num_classes or min(weights) < 0:
+            raise ValueError(f"weights must be {num_classes} numbers of 0 or more, one per class; got {list(weights)}")
+        of_class = per_pixel.new_tensor(list(weights)).expand(len(target), -1)
+    of_pixel = of_class.gather(1, labels.flatten(1)) * counts.flatten(1)
+    total = of_pixel.sum(1)
+    return (per_pixel.flatten(1) * of_pixel).sum(1) / torch.where(total > 0, total, 1)

@@ -31,6 +31,8 @@ class Fit:
         clip: largest gradient norm, or null.
         validate_every: epochs between validations; 0 validates only at the end.
         validation_visits: fixed noises and timesteps, or fixed crops, per validation sample.
+        patience: validations in a row without a lower loss after which the training ends; the weights of the lowest
+            one are then what is kept, however it ends. None trains to the end and keeps the last.
     """
 
     epochs: int = 50
@@ -41,6 +43,7 @@ class Fit:
     clip: float | None = 1.0
     validate_every: int = 10
     validation_visits: int = 8
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "repeats", "accumulate", "validation_visits"):
@@ -48,6 +51,11 @@ class Fit:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps must be 1 or more, or null where epochs decides; got {self.steps}")
+        if self.patience is not None and (self.patience < 1 or not self.validate_every):
+            raise ValueError(
+                f"patience counts validations: 1 or more, with validate_every of 1 or more; got "
+                f"patience={self.patience}, validate_every={self.validate_every}"
+            )
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip must be above 0, or null for no clipping; got {self.clip}")
 
@@ -179,7 +187,7 @@ class Task(pl.LightningModule):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        keep = self._kept()
+        keep = self.kept()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -188,14 +196,14 @@ class Task(pl.LightningModule):
         Raises:
             ValueError: it holds other weights than are trained.
         """
-        wrong = sorted(set(checkpoint["state_dict"]) ^ self._kept())
+        wrong = sorted(set(checkpoint["state_dict"]) ^ self.kept())
         if wrong:
             raise ValueError(
                 f"the checkpoint and this training differ in {len(wrong)} tensors, such as {wrong[0]}; other code or "
                 "other libraries made it: force=true starts anew"
             )
 
-    def _kept(self) -> set[str]:
+    def kept(self) -> set[str]:
         """What a checkpoint holds: trained weights, and what layers count, such as the means of a BatchNorm."""
         frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
         return set(self.state_dict()) - frozen

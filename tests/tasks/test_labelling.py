@@ -17,7 +17,15 @@ from torch.utils.data import DataLoader
 from geoseg.data.module import DataModule, Split
 from geoseg.data.synthetic import SyntheticEarth
 from geoseg.optim import adamw, constant
-from geoseg.tasks.labelling import Crops, LabellingTask, cross_entropy, cross_entropy_dice
+from geoseg.tasks.labelling import (
+    Crops,
+    LabellingTask,
+    cross_entropy,
+    cross_entropy_dice,
+    dice,
+    focal,
+    weighted_dice,
+)
 from geoseg.tasks.task import Fit
 from geoseg.types import IGNORE
 
@@ -114,6 +122,88 @@ def test_soft_dice_by_loops() -> None:
                         total += float(probs[k, y, x]) + true
             terms.append((2 * overlap + 1) / (total + 1))
         assert float(found[i]) == pytest.approx(1 - sum(terms) / 2, rel=1e-5)
+
+
+def answers(count: int = 3, classes: int = 4) -> tuple[Tensor, Tensor]:
+    """Logits and target of pictures with class 3 missing, some pixels of the first ignored, and all of the last."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(count, classes, 5, 6, generator=generator)
+    target = torch.randint(classes - 1, (count, 5, 6), generator=generator)
+    target[0, :2] = IGNORE
+    target[-1] = IGNORE
+    return logits, target
+
+
+def test_given_weights_are_torchs() -> None:
+    logits, target = answers()
+    weights = [0.5, 2.0, 1.0, 7.0]
+    found = cross_entropy(logits, target, weights)
+    for i in range(2):
+        wanted = F.cross_entropy(logits[i : i + 1], target[i : i + 1], torch.tensor(weights), ignore_index=IGNORE)
+        torch.testing.assert_close(found[i], wanted)
+    assert found[2] == 0
+    torch.testing.assert_close(cross_entropy(logits, target, [3.0] * 4), cross_entropy(logits, target))
+    torch.testing.assert_close(
+        cross_entropy_dice(logits, target, weights) - cross_entropy_dice(logits, target),
+        found - cross_entropy(logits, target),
+    )
+
+
+def test_inverse_weights_count_every_class_the_same() -> None:
+    logits, target = answers()
+    found = cross_entropy(logits, target, "inverse")
+    costs = F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    for i in range(2):
+        wanted = torch.stack([costs[i][target[i] == k].mean() for k in range(3)]).mean()
+        torch.testing.assert_close(found[i], wanted)
+    assert found[2] == 0
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 1.0, 1.0, -1.0], "frequency"])
+def test_impossible_weights(weights: Any) -> None:
+    with pytest.raises(ValueError, match="weights must be 4 numbers"):
+        cross_entropy(*answers(), weights)
+
+
+def test_focal_by_its_formula() -> None:
+    logits, target = answers()
+    torch.testing.assert_close(focal(logits, target, gamma=0.0), cross_entropy(logits, target))
+    found = focal(logits, target)
+    for i in range(2):
+        costs = [
+            -((1 - p) ** 2) * p.log()
+            for y in range(5)
+            for x in range(6)
+            if (k := int(target[i, y, x])) != IGNORE
+            for p in [logits[i, :, y, x].softmax(0)[k]]
+        ]
+        torch.testing.assert_close(found[i], torch.stack(costs).mean())
+    # two classes at even chances: (1/2)^gamma log 2
+    even = focal(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.long), gamma=3.0)
+    torch.testing.assert_close(even, torch.tensor([0.125 * np.log(2)], dtype=torch.float32))
+
+
+def test_dice_alone() -> None:
+    logits, target = answers()
+    torch.testing.assert_close(dice(logits, target), cross_entropy_dice(logits, target) - cross_entropy(logits, target))
+    # all four called 0, and two are: twice 2 of 4 + 2 for class 0, none of 0 + 2 for class 1
+    sure = 100.0 * F.one_hot(torch.tensor([[[0, 0], [0, 0]]]), 2).movedim(-1, 1)
+    found = dice(sure, torch.tensor([[[0, 0], [1, 1]]]))
+    assert float(found[0]) == pytest.approx(1 - ((2 * 2 + 1) / (4 + 2 + 1) + 1 / (2 + 1)) / 2)
+
+
+def test_weighted_dice_by_hand() -> None:
+    logits = torch.zeros(1, 3, 1, 4)  # a third for every class everywhere
+    target = torch.tensor([[[0, 0, 0, 1]]])
+    weights = np.array([1 / 3, 1.0, 1e-10])
+    weights /= weights.sum()
+    overlap, size = np.array([3, 1, 0]) / 3, np.array([3, 1, 0]) + 4 / 3
+    wanted = np.mean(1 - (2 * weights * overlap + 1) / (weights * size + 1))
+    assert float(weighted_dice(logits, target)[0]) == pytest.approx(wanted, rel=1e-5)
+    ignored = torch.cat([target, torch.full((1, 1, 4), IGNORE)], 1)
+    more = torch.randn(1, 3, 2, 4, generator=torch.Generator().manual_seed(0))
+    more[:, :, :1] = logits
+    assert float(weighted_dice(more, ignored)[0]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_a_perfect_answer_costs_nothing() -> None:

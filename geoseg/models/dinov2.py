@@ -1,0 +1,157 @@
+"""DINOv2 (Oquab et al. 2023, arXiv 2304.07193): a vision transformer as an encoder of profiles of any size."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import Dinov2Config, Dinov2Model
+
+from geoseg.crops import pad_to_multiple
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Red, green and blue of ImageNet, with which DINOv2 was trained."""
+
+LEVELS = 4
+"""Depths at which features are taken: blocks 3, 6, 9 and 12 of 12, and the same shares of a deeper encoder."""
+
+
+class DINOv2(nn.Module):
+    """Features of a profile from four depths of a DINOv2 vision transformer of any size and patch.
+
+    What is frozen in it stays in evaluation mode, and where all is frozen no gradients are prepared.
+
+    Args:
+        net: the transformer, of at least four blocks.
+        normalise: subtract ImageNet's mean and divide by its standard deviation, as DINOv2 was trained; False hands on
+            values in [0, 1], as the code of Guo et al. (2024) does.
+
+    Attributes:
+        width: channels D of a feature.
+        patch: side of a patch in pixels.
+        blocks: after which blocks features are taken, counted from 1.
+
+    Raises:
+        ValueError: a transformer with fewer blocks.
+    """
+
+    def __init__(self, net: Dinov2Model, normalise: bool = True) -> None:
+        super().__init__()
+        depth = int(net.config.num_hidden_layers)
+        if depth < LEVELS:
+            raise ValueError(f"features are taken at {LEVELS} depths, and this DINOv2 has only {depth} blocks")
+        self.net, self.normalise = net, normalise
+        self.width, self.patch = int(net.config.hidden_size), int(net.config.patch_size)
+        self.blocks = tuple(depth * level // LEVELS for level in range(1, LEVELS + 1))
+        self._unused()
+
+    @classmethod
+    def load(
+        cls, path_or_id: str | os.PathLike[str] | None, revision: str | None = None, normalise: bool = True
+    ) -> DINOv2:
+        """Reads a folder in the layout of transformers: ``config.json`` and ``model.safetensors``.
+
+        Args:
+            path_or_id: such a folder, or the id of one on the Hugging Face hub, such as facebook/dinov2-small, -base,
+                -large or -giant.
+            revision: branch, tag or commit on the hub; None is its main branch. Not for folders.
+            normalise: see the class.
+
+        Raises:
+            ValueError: nothing is there, it is another kind of model, or weights are missing.
+        """
+        if path_or_id is None:
+            raise ValueError("no DINOv2 is chosen; give checkpoints.dinov2.path_or_id=FOLDER, or its id on the hub")
+        where = os.path.expanduser(path_or_id)
+        if not os.path.isdir(where) and (where.startswith((".", "/", "~")) or where.count("/") != 1):
+            raise ValueError(
+                f"there is no folder {where!r} with a DINOv2 (config.json, model.safetensors); give "
+                "checkpoints.dinov2.path_or_id=FOLDER, or take checkpoints=hub"
+            )
+        options = {"revision": revision} if revision is not None else {}
+        with _quiet():
+            try:
+                found = transformers.AutoConfig.from_pretrained(where, **options)
+                if not isinstance(found, Dinov2Config):
+                    raise ValueError(f"{where} is a model of type {found.model_type!r}; one of type 'dinov2' is wanted")
+                net, told = Dinov2Model.from_pretrained(
+                    where, config=found, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
+                )
+            except OSError as error:
+                raise ValueError(
+                    f"cannot read {where!r} as a DINOv2: {str(error).rstrip('. ')}. It is neither a folder here nor, "
+                    "as far as this machine can reach, an id on the Hugging Face hub with safetensors weights at that "
+                    "revision; check the spelling, the network, or fetch it first (geoseg fetch)"
+                ) from error
+        lacking = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
+        if lacking:
+            raise ValueError(
+                f"{where} misses {len(lacking)} weights of a DINOv2, such as {lacking[0]}; the folder is not whole, or "
+                "its config.json belongs to another model"
+            )
+        return cls(net, normalise)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything in it wants gradients."""
+        return any(weight.requires_grad for weight in self.net.parameters())
+
+    def redraw(self) -> None:
+        """Forgets its weights: random ones from the same configuration, drawn from torch's global generator."""
+        self.net = Dinov2Model(self.net.config)
+        self._unused()
+
+    def train(self, mode: bool = True) -> DINOv2:
+        """Switches dropout and the like on, but where all is frozen."""
+        super().train(mode and self.trains)
+        return self
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Features of the four depths, shallow to deep.
+
+        Args:
+            image: float [B, C, H, W] in [0, 1]; C is 1 or 3. Sides are mirrored up to whole patches.
+
+        Returns:
+            four tensors [B, D, h, w] after the transformer's last norm and without its class token; h and w are H and
+            W in patches, rounded up.
+
+        Raises:
+            ValueError: two channels, or more than three.
+        """
+        if image.shape[1] not in (1, 3):
+            raise ValueError(f"DINOv2 takes grey or RGB images, got {image.shape[1]} channels")
+        image = pad_to_multiple(image.expand(-1, 3, -1, -1), self.patch)
+        if self.normalise:
+            mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+            image = (image - mean) / std
+        grid = image.shape[-2] // self.patch, image.shape[-1] // self.patch
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trains):
+            states = self.net(image, output_hidden_states=True).hidden_states  # of block 0, the embedding, to the last
+            features = [self.net.layernorm(states[block])[:, 1:] for block in self.blocks]  # [B, h * w, D]
+        return [feature.mT.unflatten(2, grid) for feature in features]
+
+    def _unused(self) -> None:
+        """What stands for a hidden patch in pretraining is never asked for here, and so must not wait for gradients."""
+        if self.net.embeddings.mask_token is not None:
+            self.net.embeddings.mask_token.requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers from reporting what ``load`` tells itself."""
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
