@@ -840,6 +840,10 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
         check_settings(settings)
 
 
+SHOWN = 8
+"""Options that a message names."""
+
+
 def _elsewhere(key: str) -> list[str]:
     """The options of a group that have this setting, as group=option."""
     from omegaconf import OmegaConf
@@ -850,6 +854,7 @@ def _elsewhere(key: str) -> list[str]:
     return [
         f"{group}={path.relative_to(conf_folder() / group).with_suffix('').as_posix()}"
         for path in sorted((conf_folder() / group).glob("**/*.yaml"))
+        if path.parent.name != "shared"  # by several options, and none itself
         if rest in _keys(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
     ]
 
@@ -876,7 +881,9 @@ def _suggest(message: str, keys: list[str]) -> str:
         hint = f"did you mean {found}?" if found else "geoseg run experiment=... --help lists those of an experiment"
         others = _elsewhere(key)
         if others:
-            hint = f"{' or '.join(others)} has it, so add {others[0] if len(others) == 1 else 'the one you mean'}"
+            more = [f"{len(others) - SHOWN} more"] if len(others) > SHOWN else []
+            which = others[0] if len(others) == 1 else "the one you mean"
+            hint = f"{' or '.join([*others[:SHOWN], *more])} has it, so add {which}"
         return f"there is no setting {key}; {hint}"
     wrong_option = re.search(r"Could not (?:find|load) '([^']+)'", message)
     options = re.search(r"Available options in '([^']+)':\n((?:\t.*\n?)+)", message)

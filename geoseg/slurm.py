@@ -265,7 +265,8 @@ class Queue(ABC):
             ready.append((index, Submitted(work, given, prepare, code, allow, Path.cwd(), more)))
         if not ready:
             return []
-        folder = self.runs / FOLDER / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}-{numbers[ready[0][0]]}"
+        began = f"{datetime.now():%Y%m%d-%H%M%S-%f}"  # one process may submit twice in a second
+        folder = self.runs / FOLDER / f"{began}-{os.getpid()}-{numbers[ready[0][0]]}"
         try:
             folder.mkdir(parents=True, mode=0o700)  # what is submitted may hold secrets
             jobs = self.submit(folder, [submitted for _, submitted in ready])

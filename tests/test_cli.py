@@ -86,7 +86,7 @@ def test_the_whole_configuration_can_be_shown(
         (["num_train=3"], "no setting num_train; did you mean data.num_train?"),
         (["method.task.fit.epoch=3"], "did you mean method.task.fit.epochs?"),
         (["qwxyz=3"], "no setting qwxyz; geoseg run experiment=... --help lists those of an experiment"),
-        (["data.root=x"], "no setting data.root; data=kohya or data=profiles has it, so add the one you mean"),
+        (["data.root=x"], "no setting data.root; data=dat or data=f3_facies or data=f3_faults or data=kohya or"),
         (["method.model.encoder=x"], "method=unet has it, so add method=unet"),
         (["experiment=label_lore"], "no experiment=label_lore; did you mean experiment=label_lora?"),
         (["method=u-net"], "no method=u-net; did you mean method=unet?"),

@@ -122,6 +122,8 @@ def test_preparation_comes_once_per_worker_and_costs_no_task_its_time(work, tmp_
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_whoever_started_them(work, tmp_path: Path, how: signal.Signals) -> None:
     (tmp_path / "controller.py").write_text(
+        # whoever runs the tests in the background may have taken Ctrl-C away from them
+        "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from errands import work\nfrom geoseg.workers import run_tasks\nif __name__ == '__main__':\n"
         "    said = lambda index, outcome: print(outcome.value[0], flush=True)\n"
         "    run_tasks(work, ['a', 'b', 'hang', 'hang'], workers=2, ends=said)\n"
