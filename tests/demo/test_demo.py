@@ -85,7 +85,7 @@ def test_a_training_steps_through_the_trainer_and_says_how_good_it_is(make: Any,
     trainer = train(task, data)
     assert trainer.global_step == 2
     assert np.isfinite([float(value) for value in task.told.values()]).all()
-    assert list(task.told)[0] == "train/loss"
+    assert next(iter(task.told)) == "train/loss"
     assert any(not torch.equal(before[name], p) for name, p in task.trainable().items())
     scores = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     assert scores and all(np.isfinite(value) for value in scores.values())
