@@ -106,7 +106,7 @@ report: $(READY) ## results.csv, tables and figures of every experiment, from th
 		if test -d "$$runs"; then echo "$$words"; PATH="$(CURDIR)/$(BIN):$$PATH" sh -ec "$$words"; \
 		else echo "$$readme: no $$runs here, left as it is"; fi; done
 
-bench: $(READY) ## label LoRA against plain scripts, and what comes around the work; twenty minutes; ARGS="--only jobs"
+bench: $(READY) ## training and labelling against plain scripts, and what comes around the work; half an hour; ARGS="--only jobs"
 	$(BIN)/python experiments/speed/bench.py --to experiments/speed $(ARGS)
 
 wheel: $(READY) ## dist/geoseg-*.whl

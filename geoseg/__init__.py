@@ -17,6 +17,7 @@ def load(
     trust: Sequence[str] = (),
     moved: Mapping[str, str] | None = None,
     accelerator: str | None = None,
+    trained: bool = True,
 ) -> LoadedMethod:
     """The method of a finished run, with what it has trained, to label pictures with; see ``geoseg.predict.load``."""
     from geoseg.quiet import quiet
@@ -24,4 +25,4 @@ def load(
     with quiet():
         from geoseg import predict  # nothing heavy is imported before it is needed
 
-        return predict.load(run, runs, trust, moved, accelerator)
+        return predict.load(run, runs, trust, moved, accelerator, trained)

@@ -23,6 +23,10 @@ LOSSES = {TRAIN: "final training loss ↓", VAL: "validation loss ↓"}
 """Losses of the training behind it, one line per method: they know no stages."""
 
 
+SIZES = ("num_train", "data.num_train")
+"""Names of the number of labelled images."""
+
+
 class Line(NamedTuple):
     """What one method reached over a setting.
 
@@ -73,7 +77,8 @@ def ablations(
     """Sorts finished, tested runs by the value of a setting, one ``Ablation`` per data set that has two values of it.
 
     Runs that differ in seed, training samples and places alone share a point. Where a method was set differently
-    besides, the line says how, but for settings that follow from the key, as those that are interpolated from it.
+    besides, the line says how, but for settings that follow from the key, as those that are interpolated from it. Over
+    the number of labelled images, a method that learns nothing and was run with one number stands at all of them.
 
     Args:
         records: of a sweep; a run that two experiments share counts once.
@@ -96,6 +101,8 @@ def ablations(
             )
     done = [one for run, one in once.items() if all(wanted in flat[run] for wanted in keys)]
     places = [tuple(flat[one["run_id"]][wanted] for wanted in keys) for one in done]
+    if key in SIZES:
+        done, places = _at_every_size(done, places)
     data_sets = told_apart(done, "data", lambda one: (one["data"]["name"],), places)
     made = []
     for data in dict.fromkeys(data_sets):
@@ -118,6 +125,23 @@ def ablations(
         found = ", ".join(map(shown, values))
         raise ValueError(f"{key} is {found} in all these runs of a data set; a figure over it needs two values")
     return made
+
+
+def _at_every_size(
+    done: Sequence[Mapping[str, Any]], places: Sequence[tuple[Any, ...]]
+) -> tuple[list[Mapping[str, Any]], list[tuple[Any, ...]]]:
+    """Puts runs that learnt nothing at every size of their data set, unless their method was run with several."""
+    sizes: dict[str, dict[Any, None]] = {}
+    own: dict[tuple[str, str], set[Any]] = {}
+    for one, place in zip(done, places, strict=True):
+        sizes.setdefault(one["data"]["name"], {})[place[0]] = None
+        own.setdefault((one["data"]["name"], one["method"]), set()).add(place[0])
+    pairs = []
+    for one, place in zip(done, places, strict=True):
+        name = one["data"]["name"]
+        everywhere = one["fit_id"] is None and len(own[name, one["method"]]) == 1
+        pairs += [(one, (size, *place[1:])) for size in (sizes[name] if everywhere else [place[0]])]
+    return [one for one, _ in pairs], [place for _, place in pairs]
 
 
 def ablation_cells(made: Sequence[Ablation]) -> tuple[list[str], list[list[Any]]]:
@@ -163,7 +187,7 @@ def _ordered(values: set[Any]) -> list[Any]:
 
 def _names(done: Sequence[Mapping[str, Any]], places: Sequence[Hashable], keys: Sequence[str]) -> list[str]:
     """Names of lines: the method, and whatever runs of one name differ in that is not told by their place."""
-    sizes = not {"num_train", "data.num_train"} & set(keys)
+    sizes = not set(SIZES) & set(keys)
 
     def others(one: Mapping[str, Any]) -> tuple[str, str]:
         return (given(one).replace("\n", " ") if sizes else "", one["checkpoints"]["kind"])

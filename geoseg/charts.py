@@ -251,7 +251,9 @@ def draw_costs(found: Sequence[Cost], stem: Path, measure: str = "minutes") -> l
         _plain(axis)
     handles = []
     for method in methods:
-        runs = sum(len(cost.score) for cost in found if cost.method == method)
+        # the same runs may stand in several panels
+        apart = {(*cost.amount, *cost.score): len(cost.score) for cost in found if cost.method == method}
+        runs = sum(apart.values())
         label = f"{method}, {runs} run{'s' * (runs != 1)}"
         handles.append(Line2D([], [], **_style(method, "", methods, []) | {"ls": ""}, label=label))
     _below(figure, handles, "points: means over runs; bars: standard deviation")

@@ -22,6 +22,7 @@ geoseg: which way of segmenting my profiles works, with the few labels I have?
   geoseg run experiment=label_lora    train, predict, score, record
   geoseg run --help                   groups and settings; with experiment=... before it, those of that experiment
   geoseg run -m ... seed=0,1,2        one run per combination; repeated, it does what is left; workers=2 shares the work
+  geoseg compare data=...             which method with how many labels: all of them, planned, run and ranked
   geoseg status [runs]                what is done, failed, running or interrupted
   geoseg report runs --to FOLDER      gather records into results.csv and one table
   geoseg evaluate run=RUN data=...    score what a run has trained on other data
@@ -90,6 +91,28 @@ RUN is a run's folder, or its id or the beginning of it; method.model.path_or_id
 """
 
 
+COMPARE = """\
+geoseg compare [data=... key=value ...] [--dry]
+
+Which method should I use with the labels that I have? Runs every method of experiment=comparison with few to many
+labelled images and several seeds, on the same splits and test set, and ranks them. First it says what will be run and
+about how long that takes, from earlier runs or from a few steps of each method; --dry stops there. The same command
+goes on where an interrupted one stopped, and repeats nothing that is finished.
+
+  methods=unet,dinov2_mla       some methods, as method=... of geoseg run names them; otherwise those of the experiment
+  num_train=1,2,4               numbers of labelled images; those that the data set does not have are left out
+  seeds=5                       so many seeds, from 0 on
+  baseline=unet                 what the others are compared with; otherwise the best of each number of images
+  to=FOLDER                     where ranking, figures, sheet and page go; otherwise runs/comparison/report/DATA
+
+Other settings are those of geoseg run, such as data.root=FOLDER, checkpoints=hub, trainer=cpu, workers=2, name=mine;
+method.KEY=VALUE holds for all methods that learn something, such as method.task.fit.steps=200 for trainings of one
+length. Where a data set prescribes no split, a quarter of it is kept for the test, unless data.num_test says how many.
+
+  geoseg compare data=profiles data.root=FOLDER num_train=1,2,4,8 seeds=3 workers=2
+"""
+
+
 FETCH = """\
 geoseg fetch [checkpoints=hub] [--yes] [key=value ...]
 
@@ -120,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "doctor": _doctor,
         "fetch": _fetch,
         "status": _status,
+        "compare": _compare,
     }
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
@@ -203,6 +227,12 @@ def _report(words: list[str]) -> int:
         metavar="PROFILE",
         help="image, label, and every method's label map and errors of these test profiles, or of four, side by side: "
         "FOLDER/results.png, one per data set",
+    )
+    parser.add_argument(
+        "--features",
+        action="store_true",
+        help="what training did to an encoder: its features of the first test profiles before and after, as colours, "
+        "one figure per method and data set, FOLDER/features.png",
     )
     parser.add_argument(
         "--distance",
@@ -313,7 +343,8 @@ def _report_more(options: argparse.Namespace, runs: Any, folder: Any, readme: An
     if options.csv:
         print(f"table -> {write_spread(records, folder / 'table.csv')}")
     far = options.distance is not None
-    if not (options.figures or options.over or options.html or far or options.sheet is not None):
+    read_anew = options.sheet is not None or options.features
+    if not (options.figures or options.over or options.html or far or read_anew):
         return
     from geoseg.ablation import CORRELATION_NOTE, ablations, correlations
     from geoseg.charts import (
@@ -362,6 +393,10 @@ def _report_more(options: argparse.Namespace, runs: Any, folder: Any, readme: An
         from geoseg.sheet import draw_sheets
 
         drawings += [(title, [path]) for title, path in draw_sheets(runs, folder, options.sheet)]
+    if options.features:
+        from geoseg.features import draw_adaptation
+
+        drawings += [(title, [path]) for title, path in draw_adaptation(runs, folder)]
     for _, files in drawings:
         print(f"figure -> {', '.join(map(str, files))}")
     if options.html:
@@ -605,6 +640,134 @@ def _export(words: list[str]) -> int:
     print(f"  trained on {done.base}{size}")
     print(f"  in a prompt: <lora:{done.path.stem}:1>")
     return 0
+
+
+def _compare(words: list[str]) -> int:
+    """Plans, runs and reports a comparison of methods."""
+    if any(word in ("-h", "--help") for word in words):
+        print(COMPARE)
+        return 0
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see _run
+    from pathlib import Path
+
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    from geoseg.config import conf_folder, register_resolvers
+    from geoseg.places import DiskFull
+    from geoseg.quiet import quieten
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    register_resolvers()
+    quieten()
+    own = _own_folders(words)
+    folders = [*own, *_users_folder()]
+    before_each = zip(["", *words], words, strict=False)
+    rest = [word for last, word in before_each if last not in OWN and not word.startswith("-")]
+    asked = {word.partition("=")[0]: word.partition("=")[2] for word in rest if word.partition("=")[0] in COMPARISON}
+    others = [word for word in rest if word.partition("=")[0] not in COMPARISON]
+    of_methods = [word for word in others if word.lstrip("+~").startswith("method.")]
+    base = [word for word in others if word not in of_methods]
+    if not any(word.startswith("experiment=") for word in base):
+        base.insert(0, "experiment=comparison")
+
+    def composed(method: str, *more: str, hydra: bool = False) -> Any:
+        line = [*base, *([f"method={method}"] if method else []), *more]
+        try:
+            with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+                return compose("run", overrides=[*_searching(folders), *line], return_hydra_config=hydra)
+        except HydraException:
+            check_overrides(line, folders=folders)  # says what is wrong in its own words
+            raise
+
+    try:
+        unknown = [word for word in words if word.startswith("-") and word.partition("=")[0] not in ("--dry", *OWN)]
+        if unknown:
+            raise ValueError(f"there is no option {unknown[0]}; --dry shows the plan and the estimate alone")
+        if fixed := [word for word in base if word.partition("=")[0] in ("method", "seed", "data.num_train")]:
+            raise ValueError(f"{fixed[0]}: a comparison has several; type methods=..., seeds=..., num_train=...")
+        check_overrides(base, folders=folders)
+        swept: Any = composed("", hydra=True).hydra.sweeper.params or {}
+        if not asked.get("methods", swept.get("method")):
+            raise ValueError("which methods? methods=unet,dinov2_mla names them")
+        methods = [name.strip() for name in str(asked.get("methods") or swept["method"]).split(",") if name.strip()]
+        sizes = sorted(set(_numbers("num_train", asked.get("num_train") or swept.get("data.num_train", 4))))
+        seeds = _numbers("seeds", swept.get("seed", 0), least=0)
+        if "seeds" in asked:
+            seeds = list(range(_numbers("seeds", asked["seeds"])[0]))
+        configs = {method: composed(method) for method in methods}
+        learning = [method for method in methods if configs[method].method.task is not None]
+
+        from geoseg.compare import entries, print_plan, room, speeds, title_of, write_comparison
+        from geoseg.ranking import print_ranking
+
+        there = room(configs[methods[0]])
+        if there.num_test is not None:
+            base.append(f"data.num_test={there.num_test}")
+            print(f"{there.title} prescribes no split: {there.num_test} profiles are kept for the test")
+        if beyond := [size for size in sizes if size > there.images]:
+            what = f"{there.title} has {there.images} labelled images to train on"
+            if len(beyond) == len(sizes):
+                raise ValueError(f"num_train={','.join(map(str, sizes))}: {what}; ask for 1 to {there.images}")
+            print(f"left out: {', '.join(map(str, beyond))} labelled images, since {what}")
+            sizes = [size for size in sizes if size not in beyond]
+
+        def configured(method: str, *more: str) -> Any:
+            return composed(method, *(of_methods if method in learning else ()), *more)
+
+        if of_methods or there.num_test is not None:
+            configs = {method: configured(method) for method in methods}
+        planned = entries(configs, sizes, seeds)
+        title = title_of(asked.get("baseline"), planned)
+        config = configs[methods[0]]
+        print_plan(planned, speeds(planned, Path(config.runs), configured), config.workers)
+        if "--dry" in words:
+            return 0
+        codes = [0]
+        flags = [option for folder in own for option in ("--config-dir", folder)]
+        for those, more, numbers in (
+            ([method for method in methods if method not in learning], [], sizes[:1]),
+            (learning, of_methods, sizes),
+        ):
+            if all(entry.finished for entry in planned if entry.method in those):
+                continue
+            line = [f"method={','.join(those)}", f"data.num_train={','.join(map(str, numbers))}"]
+            code = _run(["-m", *flags, *base, *more, f"seed={','.join(map(str, seeds))}", *line])
+            if code >= 128:  # somebody stopped it
+                return code
+            codes.append(code)
+        place = Path(config.runs) / config.name / "report" / re.sub(r"\W+", "_", there.title)
+        places, made = write_comparison(planned, Path(asked.get("to") or place), asked.get("baseline"))
+    except (HydraException, ValueError, DiskFull) as error:
+        print(f"geoseg compare: {error}", file=sys.stderr)
+        return 4 if isinstance(error, DiskFull) else 2
+    except KeyboardInterrupt:
+        print("geoseg compare: interrupted; the same command goes on with what is left", file=sys.stderr)
+        return 130
+    print_ranking(places, title)
+    for name, files in made.items():
+        print(f"{name} -> {', '.join(map(str, files))}")
+    return max(codes)
+
+
+COMPARISON = ("methods", "num_train", "seeds", "baseline", "to")
+"""Words of geoseg compare that are no settings of a run."""
+
+
+def _numbers(key: str, text: Any, least: int = 1) -> list[int]:
+    """1,2,4 as whole numbers.
+
+    Raises:
+        ValueError: they are none, or too small.
+    """
+    try:
+        found = [int(part) for part in str(text).split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < least:
+        raise ValueError(f"{key}={text}: whole numbers from {least} on are wanted, with commas between them")
+    return found
 
 
 def _sync(words: list[str]) -> int:

@@ -193,7 +193,7 @@ def principal_colours(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     return colours[:count].view(*before.shape[:3], 3), colours[count:].view(*after.shape[:3], 3)
 
 
-def draw_features(images: Sequence[Tensor], before: Tensor, after: Tensor, path: Path) -> Path:
+def draw_features(images: Sequence[Tensor], before: Tensor, after: Tensor, path: Path, note: str = "") -> Path:
     """A row per picture: itself, and its features before and after adaptation (Figure 2 of Guo et al. 2024).
 
     Args:
@@ -201,8 +201,11 @@ def draw_features(images: Sequence[Tensor], before: Tensor, after: Tensor, path:
         before: float [N, h, w, D], see ``principal_colours``.
         after: the same of the adapted model.
         path: a .png to write.
+        note: a line above the figure that says whose features they are.
     """
-    figure = Figure(figsize=(6.2, 2.0 * len(images) + 0.3), layout="constrained")
+    high = sum(2.0 * image.shape[-2] / image.shape[-1] + 0.1 for image in images)
+    told = textwrap.wrap(note, 95)
+    figure = Figure(figsize=(6.2, high + 0.3 + 0.2 * len(told)), layout="constrained")
     axes = figure.subplots(len(images), 3, squeeze=False)
     for row, image, *colours in zip(axes, images, *principal_colours(before, after), strict=True):
         for axis, picture in zip(row, [image, *(colour.permute(2, 0, 1) for colour in colours)], strict=True):
@@ -211,6 +214,8 @@ def draw_features(images: Sequence[Tensor], before: Tensor, after: Tensor, path:
             axis.set_aspect(height / width * picture.shape[-1] / picture.shape[-2])  # patches cover the picture
     for axis, title in zip(axes[0], ("image", "features before", "features after"), strict=True):
         axis.set_title(title, fontsize=9)
+    if told:
+        figure.suptitle("\n".join(told), fontsize=8, parse_math=False)
     return _write(figure, path)
 
 

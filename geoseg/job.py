@@ -646,6 +646,8 @@ class Job:
             "labels": len(data.train) if self.method["given"]["labels"] else 0,
             "pretraining": self.method["given"]["pretraining"],
         }
+        if "trials" in self.method["given"]:
+            given["trials"] = self.method["given"]["trials"]
         record = {
             "run_id": self.run_id,
             "fit_id": self.fit_id,

@@ -37,7 +37,14 @@ class LoadedMethod:
         seed: that of the run.
     """
 
-    def __init__(self, folder: Path, record: Mapping[str, Any], method: Mapping[str, Any], trainer: pl.Trainer) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        record: Mapping[str, Any],
+        method: Mapping[str, Any],
+        trainer: pl.Trainer,
+        trained: bool = True,
+    ) -> None:
         self.folder, self.record = folder, record
         self.class_names: list[str] = list(record["data"]["class_names"])
         self.palette = palette_of(record)
@@ -56,9 +63,9 @@ class LoadedMethod:
                 record["checkpoints"]["hashes"],
             )
         )
-        if made.task is not None:
+        if made.task is not None and trained:
             made.task.load(runs_of(folder, record) / "fits" / record["fit_id"] / "adapter")
-        self._predictor = made.predictor
+        self._model, self._predictor = made.model, made.predictor
         if isinstance(made.predictor, nn.Module):
             self._predictor = self._precision.convert_module(made.predictor).to(self._device).eval()
 
@@ -138,6 +145,26 @@ class LoadedMethod:
             facts={fact: _here(values) for fact, values in found.facts.items()},
         )
 
+    def features(self, array: np.ndarray | Tensor) -> Tensor:
+        """The deepest features of the encoder that the method's model has, as its decoder is given them.
+
+        Args:
+            array: see ``predict``.
+
+        Returns:
+            float32 [B, h, w, D] on the CPU, h and w in patches.
+
+        Raises:
+            ValueError: the model has no encoder that gives features of several depths, or as for ``predict``.
+        """
+        encoder = getattr(self._model, "encoder", None)
+        if not isinstance(encoder, nn.Module):
+            raise ValueError(f"{self.record['method']} has no encoder of its own; the methods dinov2_... have one")
+        image = self._image(np.asarray(array)).to(self._device)
+        with torch.no_grad(), self._precision.test_step_context():
+            deepest = encoder(self._precision.convert_input(image))[-1]
+        return _here(deepest.float()).movedim(1, -1)
+
     def _image(self, array: np.ndarray) -> Tensor:
         """float32 [B, C, H, W] in [0, 1], as the data module would give it."""
         if array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3):
@@ -182,6 +209,7 @@ def load(
     trust: Sequence[str] = (),
     moved: Mapping[str, str] | None = None,
     accelerator: str | None = None,
+    trained: bool = True,
 ) -> LoadedMethod:
     """The method of a finished run, with what it has trained. Neither its data nor Hydra is needed for that.
 
@@ -192,6 +220,7 @@ def load(
             count, since a run may come from somebody else.
         moved: where files lie now that have moved since, by their keys, such as {"method.model.path_or_id": "FOLDER"}.
         accelerator: "cpu", "gpu" or "auto"; None computes where and in the precision that the run's trainer says.
+        trained: False leaves it as its training found it: pretrained where it was, the rest drawn from the run's seed.
 
     Raises:
         ValueError: the run is not there or not finished, its method labels nothing, something it needs is missing, or
@@ -211,7 +240,7 @@ def load(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    return LoadedMethod(folder, record, method, trainer)
+    return LoadedMethod(folder, record, method, trainer, trained)
 
 
 def method_of(

@@ -89,26 +89,39 @@ def _short(maps: Mapping[str, dict[str, Path]]) -> dict[str, dict[str, Path]]:
 def _draw(
     data: str, record: Mapping[str, Any], maps: Mapping[str, Mapping[str, Path]], names: Sequence[str], path: Path
 ) -> Path:
-    node = record["config"]["data"]
-    try:
-        check_targets({"data": {"source": node["source"]}}, ())
-        split = Split(build(node["source"], "data.source"), names)
-        items = [split[i] for i in range(len(split))]
-    except (ValueError, OSError, KeyError) as error:
-        raise ValueError(
-            f"--sheet: profiles and labels of {data} cannot be read again ({error}); run geoseg report where the runs "
-            "were made"
-        ) from error
     rows = []
-    for item in items:
+    for item in read_again(record, names, "--sheet"):
         found = {method: _read(files[item["name"]]) for method, files in maps.items() if item["name"] in files}
         wrong = [method for method, labels in found.items() if labels.shape != item["target"].shape]
         if wrong:
             raise ValueError(f"--sheet: {data} has another {item['name']} today than {', '.join(wrong)} was tested on")
         rows.append({**item, "found": found})
     classes = record["data"]["class_names"]
-    palette = Palette(node["palette"] or facies_palette(len(classes)))
+    palette = Palette(record["config"]["data"]["palette"] or facies_palette(len(classes)))
     return draw_results(rows, palette, classes, path)
+
+
+def read_again(record: Mapping[str, Any], names: Sequence[str], option: str) -> list[dict[str, Any]]:
+    """Profiles of a run from the data set that it names, as ``Split`` gives them.
+
+    Args:
+        record: the run's.
+        names: of the profiles.
+        option: of ``geoseg report``, for error messages.
+
+    Raises:
+        ValueError: the data set is not there any more.
+    """
+    node = record["config"]["data"]["source"]
+    try:
+        check_targets({"data": {"source": node}}, ())
+        split = Split(build(node, "data.source"), names)
+        return [split[i] for i in range(len(split))]
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(
+            f"{option}: profiles and labels of {record['data']['name']} cannot be read again ({error}); run geoseg "
+            "report where the runs were made"
+        ) from error
 
 
 def _read(path: Path) -> torch.Tensor:

@@ -39,6 +39,17 @@ def test_runs_are_gathered_by_the_value_of_a_setting() -> None:
     assert not ablations(many, {}, "num_train")[0].alike
 
 
+def test_what_learns_nothing_stands_at_every_number_of_images() -> None:
+    control = {"method": "input as is", "fit_id": None}
+    many = [made(1, 0, 0.1), made(4, 0, 0.2), *(made(1, seed, 0.3 + 0.1 * seed, **control) for seed in (0, 1))]
+    for one, name in zip(many, "abcd", strict=True):
+        one["run_id"] = name
+    assert points(many, "num_train")["input as is"] == {1: [0.307, 0.407], 4: [0.307, 0.407]}
+    assert points(many, "num_train")["label LoRA"] == {1: [0.107], 4: [0.207]}
+    many[3] = {**made(4, 1, 0.4, **control), "run_id": "e"}  # with several numbers of its own it stays where it is
+    assert points(many, "num_train")["input as is"] == {1: [0.307], 4: [0.407]}
+
+
 def test_a_line_per_stage_method_and_second_setting() -> None:
     many = [
         made(n, select=select, method=method, settings={"strength": strength})

@@ -93,7 +93,8 @@ def test_every_option_composes_and_resolves(compose: Callable[[list[str]], DictC
     for name in ("title", "given", "model", "adapter", "predictor", "wrappers", "task"):
         for method in [settings["method"], *settings["rivals"].values()]:
             assert name in method
-    assert set(settings["checkpoints"]) == {"kind", "size", "stable_diffusion", "sam", "sam_thresholds", "dinov2"}
+    parts = {"stable_diffusion", "sam", "sam_thresholds", "dinov2", "dpt_channels"}
+    assert set(settings["checkpoints"]) == {"kind", "size", *parts}
     if option.startswith("experiment="):
         assert settings["name"] != "run"
 

@@ -226,7 +226,8 @@ def test_principal_components_as_colours_are_those_of_a_decomposition() -> None:
 def test_features_before_and_after(tmp_path: Path, drawn: list[Any]) -> None:
     before, after = torch.rand(2, 3, 4, 8), torch.rand(2, 3, 4, 8)
     images = [torch.rand(1, 30, 40), torch.rand(1, 20, 40)]
-    draw_features(images, before, after, tmp_path / "features.png")
+    draw_features(images, before, after, tmp_path / "features.png", "MLA of $K$")
+    assert drawn[0].get_suptitle() == "MLA of $K$"
     colours = principal_colours(before, after)
     axes = np.array(drawn[0].axes).reshape(2, 3)
     for i in range(2):

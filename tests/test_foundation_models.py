@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 from safetensors.torch import load_file
 
 import geoseg
+from geoseg.cli import main
 from geoseg.config import conf_folder, plain
 from geoseg.data.synthetic import SyntheticEarth
 from geoseg.job import Models
@@ -47,10 +51,6 @@ def tiny(tiny_checkpoints: list[str], encoder: str) -> list[str]:
 @pytest.fixture(scope="session")
 def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A run of every method on the same two profiles, and of the first alone."""
-    import contextlib
-
-    from geoseg.cli import main
-
     folder = tmp_path_factory.mktemp("finished")
     first, *others = [*DINO, *NETWORKS]
     words = [f"method={first}", *short(), *(f"+method@rivals.{name}={name}" for name in others)]
@@ -98,6 +98,49 @@ def test_the_file_holds_what_was_trained_and_the_method_comes_back(finished: Sim
     assert torch.equal(method.predict(profile, name="test_0001").probs, found.probs)
 
 
+def test_features_before_and_after(
+    finished: SimpleNamespace, encoder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = SyntheticEarth(size=32, train=4, val=2, test=2)
+    profiles = np.stack([source.read(name).image for name in ("test_0000", "test_0001")])
+    runs = finished.folder / "runs"
+    where = runs / "run" / finished.records["DINOv2, MLA"]["run_id"]
+    before, after = (geoseg.load(where, trained=trained).features(profiles) for trained in (False, True))
+    with torch.no_grad():
+        pretrained = DINOv2.load(encoder).eval()(torch.from_numpy(profiles)[:, None] / 255)[-1]
+    assert torch.equal(before, pretrained.permute(0, 2, 3, 1))
+    assert after.shape == before.shape == (2, 4, 4, 32)
+    assert not torch.equal(after, before)
+    unet = geoseg.load(runs / "run" / finished.records["U-Net, published"]["run_id"])
+    with pytest.raises(ValueError, match="U-Net, published has no encoder of its own; the methods dinov2_"):
+        unet.features(profiles)
+
+    assert main(["report", str(where), "--to", str(tmp_path / "one"), "--features"]) == 0
+    with Image.open(tmp_path / "one" / "features.png") as picture:
+        assert picture.width > picture.height > 300
+    assert main(["report", str(runs), "--to", str(tmp_path / "all"), "--features"]) == 0  # networks have no encoder
+    assert sorted(path.name for path in (tmp_path / "all").glob("*.png")) == [f"features_{i}.png" for i in range(1, 5)]
+    capsys.readouterr()
+    assert main(["report", str(unet.folder), "--to", str(tmp_path / "none"), "--features"]) == 2
+    assert "--features: no finished run trained an encoder" in capsys.readouterr().err
+
+
+def test_controls_without_pretraining(tiny: list[str], run_cli: Callable[..., int], tmp_path: Path) -> None:
+    profile = np.full((32, 32), 90, np.uint8)
+    for name, stays in (("dinov2_mla_random", True), ("dinov2_mla_scratch", False)):
+        assert run_cli("run", *tiny, f"method={name}", *short(), f"name={name}") == 0
+        (record,) = records(tmp_path / "runs" / name).values()
+        assert record["given"]["pretraining"] == "none"
+        decoder, trained = (record["costs"][key] for key in ("decoder_parameters", "trainable_parameters"))
+        assert (trained == decoder) == stays
+        where = tmp_path / "runs" / name / record["run_id"]
+        before, after = (geoseg.load(where, trained=trained).features(profile) for trained in (False, True))
+        assert torch.equal(before, after) == stays
+        # a frozen encoder has nothing to show
+        assert run_cli("report", f"runs/{name}", "--to", name, "--features") == (2 if stays else 0)
+        assert (tmp_path / name / "features.png").is_file() != stays
+
+
 def test_a_model_whose_decoder_is_trained_is_never_kept(
     tiny: list[str], compose: Callable[[list[str]], DictConfig]
 ) -> None:
@@ -117,13 +160,19 @@ def test_a_model_whose_decoder_is_trained_is_never_kept(
 
 @pytest.mark.parametrize("finetune", ["full", "frozen", "scratch"])
 def test_other_ways_to_train_the_encoder(
-    finetune: str, tiny: list[str], run_cli: Callable[..., int], tmp_path: Path
+    finetune: str, tiny: list[str], encoder: str, run_cli: Callable[..., int], tmp_path: Path
 ) -> None:
     words = ["method=dinov2_linear", f"method.model.finetune={finetune}", "method.adapter=null", *short()]
     assert run_cli("run", *tiny, *words) == 0
     (record,) = records(tmp_path / "runs").values()
     saved = load_file(tmp_path / "runs" / "fits" / record["fit_id"] / "adapter" / "model.safetensors")
     assert any(key.startswith("encoder.") for key in saved) == (finetune != "frozen")
+    profile = np.full((32, 32), 90, np.uint8)
+    where = tmp_path / "runs" / "run" / record["run_id"]
+    before = geoseg.load(where, trained=False).features(profile)
+    with torch.no_grad():
+        pretrained = DINOv2.load(encoder).eval()(torch.full((1, 1, 32, 32), 90 / 255))[-1].permute(0, 2, 3, 1)
+    assert torch.equal(before, pretrained) == (finetune != "scratch")
 
 
 def test_what_cannot_work_is_told(
@@ -175,6 +224,24 @@ def test_networks_are_trained_alike(compose: Callable[[list[str]], DictConfig]) 
         rates = task.pop("lr")
         assert set(rates.values() if isinstance(rates, dict) else [rates]) == {wanted["lr"]}
         assert task == {key: value for key, value in wanted.items() if key != "lr"}
+
+
+def test_dpt_is_as_wide_as_its_encoder_allows(compose: Callable[[list[str]], DictConfig]) -> None:
+    for words, channels in (([], 128), (["checkpoints=hub", "checkpoints.sam=null"], 256)):
+        settings = plain(compose(["method=dinov2_dpt", *words]))
+        assert settings["method"]["model"]["decoder"]["channels"] == channels
+    settings = plain(compose(["experiment=paper/guo2024", "method=dinov2_dpt", "data.root=."]))
+    assert settings["method"]["model"]["decoder"]["channels"] == 256
+
+
+def test_thin_classes_and_published_batches_are_set(compose: Callable[[list[str]], DictConfig]) -> None:
+    for name, tolerances, batch in (
+        *(("fault", {"fault": 2}, None), ("f3_faults", {"fault": 3}, None), ("s3_fault", {"fault": 3}, 6)),
+        *(("facies", None, None), ("s3_facies", None, 3), ("s3_salt_parquet", None, 32), ("s3_das", None, 6)),
+    ):
+        data = plain(compose([f"data={name}", *["data.root=."] * ("_" in name)]))["data"]
+        assert (data["tolerances"], data["published_batch"]) == (tolerances, batch)
+        assert data["published_flips"] == (batch is not None)
 
 
 def test_published_settings(compose: Callable[[list[str]], DictConfig]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -20,6 +21,19 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(SPEED))
     yield importlib.import_module("table")
     sys.modules.pop("table")
+
+
+@pytest.fixture
+def around(table: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """The benchmark's module of that name, with the smaller of its two networks and a profile of four tiles."""
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module("around")
+    both = module.networks
+    small = ["method.model.depth=3", "method.task.crop=32", "data.source.size=32"]
+    monkeypatch.setattr(module, "networks", lambda folder: {"U-Net": [*both(folder)["U-Net"], *small]})
+    monkeypatch.setattr(module, "LARGE", 224)
+    yield module
+    sys.modules.pop("around")
 
 
 def test_the_readme_shows_what_was_measured(table: Any) -> None:
@@ -57,3 +71,19 @@ def test_ratios_and_when_they_are_void(table: Any) -> None:
         "| help | torch | 2.0 | 0.500 | 0.25 | ≤ 0.6 |",
         "| other losses | steps | 2.0 | 2.5 | void: results differ |  |",
     ]
+
+
+def test_a_labelling_network_does_in_a_run_what_it_does_in_the_bare_loop(around: Any) -> None:
+    made = around.labelling(argparse.Namespace(rounds=1, steps=3))
+    assert set(made) == {"U-Net: training step in a run", "U-Net: waiting for its data"}
+    step, wait = made.values()
+    assert step["valid"] and wait["valid"]  # every loss is the same
+    assert 0 < wait["geoseg"] < wait["plain"] == step["plain"]
+    assert (step["kind"], step["aim"], wait["kind"], wait["aim"]) == ("cost", 1.03, "cost", 0.05)
+
+
+def test_tiles_are_blended_as_a_loop_blends_them(around: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(around, "BATCH", 3)  # another portion, and no other answer
+    (row,) = around.tiles(argparse.Namespace(rounds=1)).values()
+    assert (row["kind"], row["valid"]) == ("speed", True)
+    assert len(row["rounds"]["plain"]) == len(row["rounds"]["geoseg"]) == 1  # the warm-up does not count

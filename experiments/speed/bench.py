@@ -1,6 +1,7 @@
 """How fast geoseg is: every number beside another one that was measured next to it on the same machine.
 
-    python experiments/speed/bench.py [--only step evaluation jobs overhead commands] [--to experiments/speed]
+    python experiments/speed/bench.py [--only step evaluation jobs overhead labelling tiles commands]
+        [--to experiments/speed]
 
 A ratio counts only where both sides give the same numbers. With --to, speed.json there keeps what was measured, each
 part with the code and machine it was measured on, and the tables of README.md are written from it; parts that are left
@@ -20,7 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["WANDB_MODE"] = "offline"
 
-PARTS = ("step", "evaluation", "jobs", "overhead", "commands")
+PARTS = ("step", "evaluation", "jobs", "overhead", "labelling", "tiles", "commands")
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profiles", type=int, default=8, help="of the evaluation")
-    parser.add_argument("--steps", type=int, default=60, help="of the training against a plain script")
+    parser.add_argument("--steps", type=int, default=60, help="of the trainings against plain loops")
     parser.add_argument("--jobs", type=int, default=16)
     parser.add_argument("--to", type=Path, help="folder of speed.json and README.md")
     asked = parser.parse_args()
@@ -44,7 +45,10 @@ def main() -> None:
     from geoseg.sweep import quieten
 
     quieten()
-    measures = (plain.step, plain.scoring, around.jobs, around.overhead, around.commands)
+    measures = (
+        *(plain.step, plain.scoring, around.jobs, around.overhead),
+        *(around.labelling, around.tiles, around.commands),
+    )
     kept = asked.to / "speed.json" if asked.to else None
     measured = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {}
     code, dirty = loaded_code()

@@ -105,11 +105,11 @@ class _Blend:
         self.size = (count, height, width)
         self.tile = tile
         self.places = places
-        weight = torch.zeros(height, width, dtype=torch.float64)
+        own, weight = window(tile, tile), torch.zeros(height, width, dtype=torch.float64)
         for y, x in places:
-            weight[y : y + tile, x : x + tile] += window(tile, tile)
+            weight[y : y + tile, x : x + tile] += own
         # what each tile contributes to its pixels; the shares of a pixel sum to 1
-        self.shares = [(window(tile, tile) / weight[y : y + tile, x : x + tile]).float() for y, x in places]
+        self.shares = [(own / weight[y : y + tile, x : x + tile]).float() for y, x in places]
         self.maps: dict[tuple[str, str], Tensor] = {}  # (field, name) -> [B, ..., H, W]
         self.facts: dict[str, Tensor] = {}  # name -> [B]
 

@@ -39,13 +39,14 @@ class Crops(Dataset[dict[str, Any]]):
         index, visit = where
         item = self.split[index]
         generator = stream(self.seed, "crop", self.phase, index, visit)
-        both = torch.cat([item["image"], item["target"][None].float()])  # [C + 1, H, W]; indices up to 255 are exact
-        both = pad_to(both, self.size, self.size)
-        top, left = random_corner(both.shape[-2], both.shape[-1], self.size, generator)
-        both = both[:, top : top + self.size, left : left + self.size]
+        # only the square is copied: a mosaic may be a hundred times as large
+        image, target = (pad_to(whole, self.size, self.size) for whole in (item["image"], item["target"][None]))
+        top, left = random_corner(image.shape[-2], image.shape[-1], self.size, generator)
+        square = (..., slice(top, top + self.size), slice(left, left + self.size))
+        image, target = image[square], target[0][square]
         if self.flip and torch.rand((), generator=generator) < 0.5:
-            both = both.flip(-1)
-        return {"image": both[:-1].contiguous(), "target": both[-1].long(), "name": item["name"]}
+            image, target = image.flip(-1), target.flip(-1)
+        return {"image": image.contiguous(), "target": target.contiguous(), "name": item["name"]}
 
 
 class LabellingTask(Task):
