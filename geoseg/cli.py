@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -577,7 +577,8 @@ def _predict(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("geoseg predict: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    print(f"{len(manifest['sections'])} label maps by {manifest['method']} -> {settings['output']}")
+    count = len(manifest["sections"])
+    print(f"{count} label map{'s' if count > 1 else ''} by {manifest['method']} -> {settings['output']}")
     return 0
 
 
@@ -995,7 +996,7 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
             with contextlib.suppress(HydraException, ValueError):
                 groups = [word for word in single if word.split("=")[0] in ("experiment", "method", "data")]
                 known = list(_keys(OmegaConf.to_container(compose("run", overrides=groups), resolve=False)))
-            raise ValueError(_suggest(str(error), known)) from None
+            raise ValueError(_suggest(str(error), known, {word.split("=")[0] for word in single})) from None
     if multirun:
         return
     with contextlib.suppress(InterpolationResolutionError):  # what cannot be resolved is told by whoever needs it
@@ -1030,8 +1031,8 @@ def _keys(node: Any, where: str = "") -> Any:
             yield from _keys(value, path)
 
 
-def _suggest(message: str, keys: list[str]) -> str:
-    """Hydra's message, made short, with the nearest setting or option."""
+def _suggest(message: str, keys: list[str], chosen: Collection[str] = ()) -> str:
+    """Hydra's message, made short, with the nearest setting or option; ``chosen`` are groups with an option typed."""
     wrong_key = re.search(r"Could not (?:override|append to config|delete from config\.) '([^']+)'", message)
     if wrong_key:
         key = wrong_key.group(1)
@@ -1046,7 +1047,9 @@ def _suggest(message: str, keys: list[str]) -> str:
         if others:
             more = [f"{len(others) - SHOWN} more"] if len(others) > SHOWN else []
             which = others[0] if len(others) == 1 else "the one you mean"
-            hint = f"{' or '.join([*others[:SHOWN], *more])} has it, so add {which}"
+            group = others[0].partition("=")[0]
+            add = "which was not asked for" if group in chosen else f"so add {which}"
+            hint = f"{' or '.join([*others[:SHOWN], *more])} has it, {add}"
         return f"there is no setting {key}; {hint}"
     wrong_option = re.search(r"Could not (?:find|load) '([^']+)'", message)
     options = re.search(r"Available options in '([^']+)':\n((?:\t.*\n?)+)", message)

@@ -165,7 +165,10 @@ def _check_steps(steps: int, warmup: int) -> None:
     if steps < 1:
         raise ValueError(f"a schedule needs at least one step, got {steps}")
     if not 0 <= warmup < steps:
-        raise ValueError(f"warmup must be from 0 to below the {steps} steps of the training, got {warmup}")
+        raise ValueError(
+            f"warmup must be from 0 to below the {steps} steps of the training, got {warmup}; lower it, to 0 "
+            "for none, or train for more epochs or steps"
+        )
 
 
 def _checked(groups: Groups) -> list[dict[str, Any]]:

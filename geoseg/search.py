@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 SEARCHED = ("method", "prompt", "checkpoints", "trainer")
 """Groups whose settings may be searched; others decide what is validated on, or no score."""
 
-NOT_REPEATED = ("hparams_search", "objective", "workers", "timeout", "rivals")
+NOT_REPEATED = ("hparams_search", "objective", "workers", "timeout")
 """Settings of a search that are none of the best run's."""
 
 SHOWN = 10
@@ -271,7 +271,9 @@ class Search:
             print(f"what the good trials have in common (PED-ANOVA): {told}")
         if states["done"]:
             first = states["done"][0]
-            print(f"best: trial {first.number}, {study.objective} {first.score:.5g}, run {first.run}; with its rivals:")
+            print(
+                f"best: trial {first.number}, {study.objective} {first.score:.5g}, run {first.run}; as an ordinary run:"
+            )
             print(f"  {shlex.join(['geoseg', 'run', *self._own_folders(), *self._repeated(first.words)])}")
         print(f"study: {study.folder}")
         here = [trial for trial in found if trial.number in study.failed and trial.state == "failed"]

@@ -301,7 +301,7 @@ def sweep(
         first = f"[{failed[0].number}] {failed[0].called}: {failed[0].note}"
         print(f"geoseg: {len(failed)} of {len(plan)} jobs failed, the first: {first}", file=sys.stderr)
         raise SystemExit(max(planned.code for planned in failed))
-    print(f"{len(plan)} runs; geoseg report {config.runs}/NAME --to FOLDER puts them into one table")
+    print(f"{len(plan)} runs; geoseg report {config.runs}/{config.name} --to FOLDER puts them into one table")
 
 
 def print_states(plan: Sequence[Planned], when: str) -> None:

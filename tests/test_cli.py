@@ -88,6 +88,10 @@ def test_the_whole_configuration_can_be_shown(
         (["qwxyz=3"], "no setting qwxyz; geoseg run experiment=... --help lists those of an experiment"),
         (["data.root=x"], "no setting data.root; data=dat or data=f3_facies or data=f3_faults or data=kohya or"),
         (["method.model.encoder=x"], "method=unet has it, so add method=unet"),
+        (
+            ["method=unet", "method.adapter.rank=4"],
+            "no setting method.adapter.rank; method=label_lora has it, which was not",
+        ),
         (["experiment=label_lore"], "no experiment=label_lore; did you mean experiment=label_lora?"),
         (["method=u-net"], "no method=u-net; did you mean method=unet?"),
         (["trainer=tpu"], "no trainer=tpu; did you mean trainer=gpu?"),

@@ -111,7 +111,7 @@ def test_the_best_of_a_few_values_is_found(
     best = max(shares, key=shares.__getitem__)
     assert rows[0]["+method.predictor.label"] == best
     assert len(records()) == 4
-    line = re.search(r"with its rivals:\n  geoseg (.*)", said)
+    line = re.search(r"as an ordinary run:\n  geoseg (.*)", said)
     assert line is not None
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("record.json")}
     assert run_cli(*shlex.split(line[1])) == 0
