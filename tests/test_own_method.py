@@ -51,7 +51,7 @@ def test_the_page(place: Path, run_cli: Callable[..., int], capsys: pytest.Captu
     one, several, beside, report, evaluate = lines
     assert run_cli(*one, *SMALL) == 0
     assert run_cli(*several, *SMALL, "data.num_train=2") == 0
-    assert "4 runs; geoseg report runs/NAME" in capsys.readouterr().out
+    assert "4 runs; geoseg report runs/run" in capsys.readouterr().out
     found = records(place / "runs")
     assert sorted((record["method"], record["seed"]) for record in found if record["num_train"] == 2) == [
         *(("equal shares", 0), ("equal shares", 1), ("greys", 0), ("greys", 1)),
