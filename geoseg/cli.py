@@ -106,8 +106,8 @@ goes on where an interrupted one stopped, and repeats nothing that is finished.
   to=FOLDER                     where ranking, figures, sheet and page go; otherwise runs/comparison/report/DATA
 
 Other settings are those of geoseg run, such as data.root=FOLDER, checkpoints=hub, trainer=cpu, workers=2, name=mine;
-method.KEY=VALUE holds for all methods that learn something, such as method.task.fit.steps=200 for trainings of one
-length. Where a data set prescribes no split, a quarter of it is kept for the test, unless data.num_test says how many.
+method.KEY=VALUE holds for all methods trained in steps, such as method.task.fit.steps=200 for trainings of one length.
+Where a data set prescribes no split, a quarter of it is kept for the test, unless data.num_test says how many.
 
   geoseg compare data=profiles data.root=FOLDER num_train=1,2,4,8 seeds=3 workers=2
 """
@@ -222,6 +222,13 @@ def _report(words: list[str]) -> int:
         "'<!-- costs -->' and '<!-- end of costs -->' in README.md or printed",
     )
     parser.add_argument(
+        "--domains",
+        action="store_true",
+        help="what methods take, and what they reach on the data they were trained on and on those they were evaluated "
+        "on besides (geoseg evaluate name=EXPERIMENT); between '<!-- domains -->' and '<!-- end of domains -->' in "
+        "README.md or printed",
+    )
+    parser.add_argument(
         "--sheet",
         nargs="*",
         metavar="PROFILE",
@@ -277,9 +284,11 @@ def _report(words: list[str]) -> int:
     from geoseg.report import find, put_between, write_results
     from geoseg.summary import (
         COST_NOTE,
+        DOMAIN_NOTE,
         QUOTED_NOTE,
         comparisons,
         cost_cells,
+        domain_cells,
         markdown,
         quoted_cells,
         settings,
@@ -301,6 +310,8 @@ def _report(words: list[str]) -> int:
             tables["comparisons"] = comparisons(records, options.compare)
         if options.costs:
             tables["costs"] = "\n".join([*markdown(*cost_cells(records)), "", COST_NOTE]) + "\n"
+        if options.domains:
+            tables["domains"] = "\n".join([*markdown(*domain_cells(records)), "", DOMAIN_NOTE]) + "\n"
         published = folder / "published.csv"
         if published.is_file():
             cells = quoted_cells(published, records)
@@ -699,6 +710,7 @@ def _compare(words: list[str]) -> int:
             seeds = list(range(_numbers("seeds", asked["seeds"])[0]))
         configs = {method: composed(method) for method in methods}
         learning = [method for method in methods if configs[method].method.task is not None]
+        trained = [method for method in learning if "fit" in configs[method].method.task]  # the others are tuned
 
         from geoseg.compare import entries, print_plan, room, speeds, title_of, write_comparison
         from geoseg.ranking import print_ranking
@@ -715,7 +727,7 @@ def _compare(words: list[str]) -> int:
             sizes = [size for size in sizes if size not in beyond]
 
         def configured(method: str, *more: str) -> Any:
-            return composed(method, *(of_methods if method in learning else ()), *more)
+            return composed(method, *(of_methods if method in trained else ()), *more)
 
         if of_methods or there.num_test is not None:
             configs = {method: configured(method) for method in methods}
@@ -729,7 +741,8 @@ def _compare(words: list[str]) -> int:
         flags = [option for folder in own for option in ("--config-dir", folder)]
         for those, more, numbers in (
             ([method for method in methods if method not in learning], [], sizes[:1]),
-            (learning, of_methods, sizes),
+            ([method for method in learning if method not in trained], [], sizes),
+            (trained, of_methods, sizes),
         ):
             if all(entry.finished for entry in planned if entry.method in those):
                 continue

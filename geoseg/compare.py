@@ -18,13 +18,13 @@ from geoseg.charts import Cost, costs, draw_ablations, draw_costs
 from geoseg.config import build, check_targets, plain
 from geoseg.job import Models
 from geoseg.page import Drawing, Table, write_page
-from geoseg.ranking import NOTE, Place, answers, learns, ranking, ranking_cells, ranking_text
+from geoseg.ranking import NOTE, Place, learns, ranking, ranking_cells, ranking_text
 from geoseg.ranks import on_gpu
 from geoseg.record import device, write_atomically
 from geoseg.report import Found, find, put_between, write_results
 from geoseg.run import jobs_of, run
 from geoseg.sheet import draw_sheets
-from geoseg.summary import COST_NOTE, cost_cells, settings
+from geoseg.summary import COST_NOTE, answers, cost_cells, settings
 
 MEASURED = 10
 """Steps that a method is trained for, after its warm-up, where nothing else tells how fast it is."""
@@ -127,7 +127,7 @@ def entries(configs: Mapping[str, Any], sizes: Sequence[int], seeds: Sequence[in
             one.seed, one.data.num_train = seed, size
             job = jobs_of(one, prepared)[0]
             task = job.method["task"]
-            steps = 0 if task is None else _steps(task["fit"], size)
+            steps = 0 if task is None else _steps(task.get("fit"), size)
             pictures = len(job.data.names["test"])
             done = job.finished() is not None
             title = str(job.method["title"])
@@ -140,8 +140,10 @@ def sizes_of(config: Any, sizes: Sequence[int]) -> Sequence[int]:
     return sizes[:1] if config.method.task is None else sizes
 
 
-def _steps(fit: Mapping[str, Any], size: int) -> int:
-    """Steps of a training, where an epoch meets each image once."""
+def _steps(fit: Mapping[str, Any] | None, size: int) -> int:
+    """Steps of a training, where an epoch meets each image once; of a tuning, which has no steps, its images."""
+    if fit is None:
+        return size
     if fit.get("steps") is not None:
         return int(fit["steps"])
     batches = -(-size // fit.get("batch_size", 1)) * fit.get("epochs", 50) * fit.get("repeats", 1)
@@ -192,7 +194,7 @@ def _without_threads(device: str) -> str:
 
 def _speed(records: Sequence[Mapping[str, Any]], source: str) -> Speed:
     trained = [one for one in records if learns(one)]
-    steps = sum(_steps(one["config"]["method"]["task"]["fit"], one["num_train"]) for one in trained)
+    steps = sum(_steps(one["config"]["method"]["task"].get("fit"), one["num_train"]) for one in trained)
     pictures = sum(len(one["units"]["names"]) for one in records)
     training = sum(one["minutes"]["fit"] for one in trained)
     predicting = sum(one["minutes"]["predict"] + one["minutes"]["score"] for one in records)
@@ -206,7 +208,7 @@ def _measured(
     with tempfile.TemporaryDirectory(prefix="geoseg-") as folder:
         words = [f"runs={folder}", "name=measured", "data.num_train=1", "data.num_val=0", "data.num_test=1"]
         words += ["foresee=false", "progress=false", "sample_every=0", "figure_rows=0", "++logger.wandb=null"]
-        if task is not None:
+        if task is not None and "fit" in task:
             warmup = (task.get("schedule") or {}).get("warmup", 0)
             words += [f"++method.task.fit.steps={warmup + MEASURED}", "++method.task.fit.patience=null"]
         try:

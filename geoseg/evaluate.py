@@ -17,7 +17,7 @@ from geoseg.data.module import DataModule
 from geoseg.data.profiles import natural
 from geoseg.job import Job, Models
 from geoseg.places import check_writable
-from geoseg.predict import method_of, palette_of
+from geoseg.predict import method_of
 from geoseg.record import loaded_code, runs_of
 
 log = logging.getLogger("geoseg")
@@ -63,7 +63,7 @@ def evaluate(
     recorded = record["config"]
     if other and settings["data"]["palette"] not in (None, recorded["data"]["palette"]):
         raise ValueError("data.palette: the colours are those that the run was trained with; leave it away")
-    used = {**(settings["data"] if other else recorded["data"]), "palette": list(palette_of(record).hex)}
+    used = {**(settings["data"] if other else recorded["data"]), "palette": recorded["data"]["palette"]}
     check_targets({"data": used}, cfg.trust)
     data: DataModule = _with_classes(used, record)
     data.prepare(train=not other)

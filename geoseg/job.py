@@ -45,6 +45,7 @@ from geoseg.samples import Samples
 from geoseg.tasks.callbacks import Average, Patience, Watch
 from geoseg.tasks.evaluation import EvaluationTask, Published
 from geoseg.tasks.task import Task, TrainingDiverged
+from geoseg.tasks.tuning import Tuning
 
 log = logging.getLogger("geoseg")
 
@@ -138,7 +139,7 @@ class Assembled(NamedTuple):
     """
 
     model: Any
-    task: Task | None
+    task: Task | Tuning | None
     bare: Any
     predictor: Any
 
@@ -332,7 +333,14 @@ class Job:
                 self._check(made.task)
             yield made
 
-    def _check(self, task: Task) -> None:
+    def _check(self, task: Task | Tuning) -> None:
+        if isinstance(task, Tuning):
+            if self.processes > 1:
+                raise ValueError(
+                    f"trainer.devices={self.settings['trainer']['devices']}: {self.where} ({self.method['title']}) is "
+                    "tuned in one process; use trainer.devices=1"
+                )
+            return
         for key, look in (("optimizer", task.optimizer), ("schedule", lambda: task.check(len(self.data.visits(task))))):
             try:
                 look()
@@ -377,6 +385,7 @@ class Job:
         needs = self._foresee(method) if self.settings["foresee"] else {}
         if method.task is not None:
             fitted = self._fit(method.task, method.bare, wandb)
+        if isinstance(method.task, Task):
             training = self.folder / "figures" / "training.png"
             figures.append(draw_training(self.fit_folder / "metrics.jsonl", training))
         results: dict[str, Any] = {
@@ -388,6 +397,8 @@ class Job:
             "adapter": fitted["files"],
             "fit": fitted.get("made_by"),  # the run may have found what another commit or device trained
         }
+        if "tuned" in fitted:
+            results["tuned"] = fitted["tuned"]
         if self.trained_by is not None:
             results["scores"] = {}  # of a validation on other data
             source = {name: self.trained_by[name] for name in ("run_id", "experiment", "commit", "dirty")}
@@ -423,8 +434,11 @@ class Job:
     def _costs(self, method: Assembled, fitted: Mapping[str, Any]) -> dict[str, float | None]:
         """What the method takes, as far as that is known before it predicts."""
         decoder = getattr(method.model, "decoder", None)
-        trained = {} if method.task is None else method.task.trainable()
+        trained = method.task.trainable() if isinstance(method.task, Task) else {}
+        tuned = fitted.get("tuned", {})
         return {
+            "tuned_parameters": tuned.get("parameters"),
+            "trials": tuned.get("trials"),
             "trainable_parameters": sum(parameter.numel() for parameter in trained.values()),
             "decoder_parameters": memory.parameters(decoder) if isinstance(decoder, torch.nn.Module) else None,
             "parameters": memory.parameters(method.task, method.predictor),
@@ -474,7 +488,7 @@ class Job:
 
     def _foresee(self, method: Assembled) -> dict[str, int]:
         """What the work that is left to do takes of memory, told before it starts."""
-        task = None if self._fitted() else method.task
+        task = method.task if isinstance(method.task, Task) and not self._fitted() else None
         how = {"sample_images": self.settings["sample_images"], "precision": self.precision}
         where = {"gpu": on_gpu(self.settings["trainer"]), "processes": self.processes}
         return memory.foresee(self.method["title"], task, method.bare, method.predictor, self.data, **where, **how)
@@ -483,12 +497,12 @@ class Job:
         """Whether an earlier run with the same fit has trained it, and that is to be used."""
         return (self.fit_folder / "fit.json").is_file() and (self.trained_by is not None or not self.settings["force"])
 
-    def _fit(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
+    def _fit(self, task: Task | Tuning, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
         """Trains, or loads what an earlier run with the same fit trained; other runs may want the same at once."""
         with locked(self.fit_folder, f"{self.method['title']}, fit {self.fit_id},"):
             return self._trained(task, predictor, wandb)
 
-    def _trained(self, task: Task, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
+    def _trained(self, task: Task | Tuning, predictor: Any, wandb: list[WandbLogger]) -> dict[str, Any]:
         done, adapter = self.fit_folder / "fit.json", self.fit_folder / "adapter"
         if self._fitted():
             fitted: dict[str, Any] = json.loads(done.read_text())
@@ -497,6 +511,8 @@ class Job:
             log.info("%s: trained before as fit %s%s", self.method["title"], self.fit_id, note)
             return fitted
         done.unlink(missing_ok=True)
+        if isinstance(task, Tuning):
+            return self._tune(task)
         checkpoints = self._checkpoints()
         if self.settings["force"]:
             checkpoints.clear()
@@ -514,6 +530,31 @@ class Job:
         task.load(adapter)
         trained: dict[str, Any] = json.loads(done.read_text())
         return trained
+
+    def _tune(self, task: Tuning) -> dict[str, Any]:
+        """Tunes, and writes down what came of it; it takes seconds, so nothing is kept on the way."""
+        progress.section(self.method["title"], len(task.trials))
+        started = time.perf_counter()
+        with memory.measured(gpu=False) as peak:
+            task.tune(self.data.train)
+        adapter = self.fit_folder / "adapter"
+        return self._fit_written(
+            minutes=(time.perf_counter() - started) / 60,
+            files=[path.relative_to(adapter).as_posix() for path in task.save(adapter)],
+            scores={},
+            tuned=task.tuned,
+            peak_bytes=peak.bytes,
+        )
+
+    def _fit_written(self, **results: Any) -> dict[str, Any]:
+        """What a training came to, once it is on disk; with it the fit is finished."""
+        fitted = {
+            **results,
+            "made_by": self._made_by(),
+            "config": redact({"adapter": self.method["adapter"], "task": self.method["task"]}),
+        }
+        write_atomically(self.fit_folder / "fit.json", json.dumps(fitted, indent=1, default=str) + "\n")
+        return fitted
 
     def _checkpoints(self) -> Checkpoints:
         return Checkpoints(self.fit_folder / "checkpoints", JsonLines(self.fit_folder), **self.settings["save"])
@@ -535,7 +576,7 @@ class Job:
             wandb: where numbers go beside the fit's folder.
             rank: which of the processes this is that train together; None where it trains alone.
         """
-        done, adapter = self.fit_folder / "fit.json", self.fit_folder / "adapter"
+        adapter = self.fit_folder / "adapter"
         checkpoints = self._checkpoints()
         lines = checkpoints.lines
         self.data.first = 0
@@ -583,20 +624,15 @@ class Job:
             lines.write_csv()
         if rank:  # the first one writes
             return {}
-        fitted = {
-            "minutes": checkpoints.seconds / 60,
-            "files": [path.relative_to(adapter).as_posix() for path in task.save(adapter)],
-            "scores": {
-                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
-            },
-            "steps": trainer.global_step,
-            "skipped": watch.skipped,
-            "best": checkpoints.best,
-            "peak_bytes": peak.bytes,
-            "made_by": self._made_by(),
-            "config": redact({"adapter": self.method["adapter"], "task": self.method["task"]}),
-        }
-        write_atomically(done, json.dumps(fitted, indent=1, default=str) + "\n")
+        fitted = self._fit_written(
+            minutes=checkpoints.seconds / 60,
+            files=[path.relative_to(adapter).as_posix() for path in task.save(adapter)],
+            scores={name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")},
+            steps=trainer.global_step,
+            skipped=watch.skipped,
+            best=checkpoints.best,
+            peak_bytes=peak.bytes,
+        )
         checkpoints.clear(best=True)
         checkpoints.stop_if_asked(trainer.global_step)
         return fitted
@@ -641,9 +677,10 @@ class Job:
 
     def _record(self, status: str, **results: Any) -> dict[str, Any]:
         data, source = self.data, self.trained_by
+        learns = self.method["task"] is not None  # what learns nothing makes no use of what it could be given
         given = {
-            "images": len(data.train) if self.method["given"]["images"] else 0,
-            "labels": len(data.train) if self.method["given"]["labels"] else 0,
+            "images": len(data.train) if learns and self.method["given"]["images"] else 0,
+            "labels": len(data.train) if learns and self.method["given"]["labels"] else 0,
             "pretraining": self.method["given"]["pretraining"],
         }
         if "trials" in self.method["given"]:
@@ -725,7 +762,7 @@ def train_beside(order: Order) -> None:
         needed = {**order.method, "wrappers": {}, "predictor": order.method["predictor"] if first else None}
         hashes, seed = job.weights["hashes"], order.settings["seed"]
         with assembled(needed, order.where, Models(), data.palette, data.num_classes, seed, hashes) as made:
-            assert made.task is not None
+            assert isinstance(made.task, Task)
             job._train(made.task, made.bare, order.start, [relay()] if first and order.wandb else [], rank.number)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from geoseg.metrics.statistics import interval, student_interval
-from geoseg.summary import Member, grouped, markdown, unit_means
+from geoseg.summary import Member, answers, grouped, markdown, unit_means
 
 SCORE = "matched/iou/mean"
 """What methods are ranked by: the score that figures show, which a method that names no classes has too."""
@@ -97,11 +97,6 @@ def ranking(records: Sequence[Mapping[str, Any]], baseline: str | None = None) -
             here = {method: _of_size(members, size) for method, members in methods.items()}
             found += _placed(data, size, {method: runs for method, runs in here.items() if runs}, baseline)
     return found
-
-
-def answers(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The same records without the stages on the way, so that each method has one row, line and column."""
-    return [{**record, "stages": {}, "stages_per_unit": {}} for record in records]
 
 
 def learns(record: Mapping[str, Any]) -> bool:

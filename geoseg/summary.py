@@ -91,6 +91,8 @@ def cost_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[li
 
 
 COSTED = {
+    "tuned parameters": ("tuned_parameters", 1),
+    "trials": ("trials", 1),
     "trainable parameters": ("trainable_parameters", 1),
     "decoder parameters": ("decoder_parameters", 1),
     "all parameters": ("parameters", 1),
@@ -101,6 +103,53 @@ COSTED = {
 """Columns of ``cost_cells``: what a record calls it, and what it is divided by."""
 
 
+DOMAIN_NOTE = (
+    "Means ± spread over runs. Trials: combinations of the tuned parameters that were tried on the training profiles; "
+    "- : none were. In domain are test profiles of the data set that a method was trained or tuned on; out of domain "
+    "is the same method, nothing trained or tuned anew, on the other data set that stands there. A method that learns "
+    "nothing is the same on both. Minutes, milliseconds and memory are those of the runs in domain."
+)
+"""What the numbers of ``domain_cells`` are."""
+
+
+def domain_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """What methods take, and what they reach where they were trained and elsewhere, as a table, every cell as text.
+
+    A row per data set, method and what it was given, and one more for every further data set on which its runs were
+    evaluated (``geoseg evaluate``); evaluations of runs that are not among the records are left out.
+    """
+    costs, scores = ["tuned_parameters", "trials", "trainable_parameters"], ("iou/mean", "matched/iou/mean")
+    head = ["data", "method", "trained on", "runs", "tuned parameters", "trials", "trainable parameters"]
+    head += ["minutes of training", "ms per image", "prediction memory, GiB", "mean IoU ↑", "matched mean IoU ↑"]
+    head += ["out of domain", "mean IoU there ↑", "matched mean IoU there ↑"]
+    groups = grouped(answers(records))
+    elsewhere: dict[str, dict[str, Member]] = {}  # by the run that was evaluated and the data set
+    for row, members in groups.items():
+        for member in members:
+            if source := member.record.get("evaluates"):
+                elsewhere.setdefault(source["run_id"], {})[row.data] = member
+    lines = []
+    for row, members in groups.items():
+        own = [member for member in members if "evaluates" not in member.record]
+        if not own:
+            continue
+        there: dict[str, list[Member]] = {}
+        for member in own:
+            for data, other in elsewhere.get(member.record["run_id"], {}).items():
+                there.setdefault(data, []).append(other)
+        runs = [member.record for member in own]
+        cells = [row.data, row.method, row.given, str(len(own))]
+        cells += [_amount([run.get("costs", {}).get(name) for run in runs]) for name in costs]
+        cells.append(_amount([run["minutes"]["fit"] for run in runs]))
+        cells.append(_amount([run.get("costs", {}).get("ms_per_image") for run in runs]))
+        cells.append(_amount([run.get("costs", {}).get("predict_bytes") for run in runs], 2**30))
+        cells += [_mean_deviation([member.scores.get(f"test/{score}") for member in own]) for score in scores]
+        for data, others in there.items() or [("-", list[Member]())]:
+            found = [_mean_deviation([member.scores.get(f"test/{score}") for member in others]) for score in scores]
+            lines.append([*cells, data, *found])
+    return head, lines
+
+
 def _amount(values: Sequence[float | None], scale: float = 1) -> str:
     """The mean of what is known; parameters in full, as the only ones that are whole numbers."""
     known = [value for value in values if value is not None]
@@ -108,6 +157,11 @@ def _amount(values: Sequence[float | None], scale: float = 1) -> str:
         return "-"
     whole = scale == 1 and all(isinstance(value, int) for value in known)
     return f"{fmean(known):,.0f}" if whole else f"{fmean(known) / scale:.3g}"
+
+
+def answers(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same records without the stages on the way, so that each method has one row, line and column."""
+    return [{**record, "stages": {}, "stages_per_unit": {}} for record in records]
 
 
 QUOTED = {"iou/mean": "mean IoU ↑", "accuracy/mean": "mean pixel accuracy ↑"}

@@ -229,7 +229,9 @@ def test_the_experiment_lists_what_is_compared(
     assert run_cli("compare", "--dry") == 0
     assert (asked["sizes"], asked["seeds"]) == ([1, 2, 4, 8, 16], [0, 1, 2, 3, 4])
     assert list(asked["titles"]) == [
-        *("input_as_is", "without_lora", "label_lora", "label_lora_tuned", "unet"),
+        *("input_as_is", "otsu", "maximum_entropy", "balanced_histogram", "adaptive_threshold", "canny_watershed"),
+        *("sobel_watershed", "kmeans", "mean_shift", "active_contours"),
+        *("without_lora", "label_lora", "label_lora_tuned", "unet"),
         *("dinov2_linear", "dinov2_pup", "dinov2_mla", "dinov2_dpt"),
     ]
-    assert len(set(asked["titles"].values())) == 9
+    assert len(set(asked["titles"].values())) == 18

@@ -1,8 +1,8 @@
-"""Pretrains the small vision transformer without labels: most of a picture is hidden, and is to be guessed.
+"""Pretrains the small vision transformer without labels: much of a picture is hidden, and its looks are to be guessed.
 
-Masked autoencoding (He et al. 2022) rather than the self-distillation that DINOv2 itself was trained with: three
-quarters of the patches never enter the encoder, so that a picture costs a seventh of what it does where two whole views
-of it are compared, and one CPU core has to do. What is saved has DINOv2's layout all the same.
+Masked feature prediction (Wei et al. 2022) upon an encoder that sees only what is not hidden (He et al. 2022), rather
+than the self-distillation that DINOv2 itself was trained with: what is hidden costs nothing in the encoder, and one CPU
+core has to do. What is saved has DINOv2's layout all the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from transformers import Dinov2Model
 
 from geoseg.crops import random_corner
 from geoseg.data.module import Split
+from geoseg.demo.descriptors import LOOKS, looks
 from geoseg.demo.networks import sine_positions
+from geoseg.models.dinov2 import MEAN, STD, levels
 from geoseg.randomness import seeded, stream
 from geoseg.tasks.task import Task
 
@@ -70,15 +72,20 @@ class MaskedPieces(Dataset[dict[str, Any]]):
 
 
 class MaskedTask(Task):
-    """Trains an encoder to fill in what it does not see, with a small decoder that is thrown away afterwards.
+    """Trains an encoder to tell what patches look like: those it sees, and those it does not see.
+
+    Linear maps read what it says of patches that it sees, at each of the depths at which features are taken, and a
+    small decoder guesses the others; they are thrown away afterwards. With one map behind the last block alone, shallow
+    blocks learn late.
 
     Args:
-        model: the encoder, in DINOv2's layout.
+        model: the encoder, in DINOv2's layout; its patches have an even side.
         seed: key of all randomness.
         pieces: squares per picture and visit.
         hidden: share of the patches that are hidden.
         width: of the decoder, a multiple of 4 and of its heads.
         depth: layers of the decoder.
+        seen_weight: of the errors in patches that are seen, the mean of all depths, where those of hidden ones count 1.
         task: what every task needs, see ``Task``.
 
     Raises:
@@ -90,9 +97,10 @@ class MaskedTask(Task):
         model: Dinov2Model,
         seed: int,
         pieces: int = 4,
-        hidden: float = 0.75,
-        width: int = 64,
+        hidden: float = 0.6,
+        width: int = 96,
         depth: int = 2,
+        seen_weight: float = 1.0,
         **task: Any,
     ) -> None:
         config = model.config
@@ -101,12 +109,14 @@ class MaskedTask(Task):
         if not 0 < seen < side**2:
             raise ValueError(f"hidden must leave 1 to {side**2 - 1} of {side**2} patches to see, got {hidden}")
         with seeded(seed, "decoder"):
-            decoder = Decoder(config.hidden_size, width, depth, side, 3 * config.patch_size**2)
+            decoder = Decoder(config.hidden_size, width, depth, side, LOOKS)
+            readers = nn.ModuleList(nn.Linear(config.hidden_size, LOOKS) for _ in levels(config.num_hidden_layers))
         model.train().embeddings.mask_token.requires_grad_(False)  # hidden patches do not enter the encoder at all
         encoder = [p for name, p in model.named_parameters() if name != "embeddings.mask_token"]
-        super().__init__(groups={"encoder": encoder, "decoder": list(decoder.parameters())}, seed=seed, **task)
-        self.model, self.decoder = model, decoder
-        self.pieces, self.side, self.seen = pieces, side, seen
+        thrown_away = [*decoder.parameters(), *readers.parameters()]
+        super().__init__(groups={"encoder": encoder, "decoder": thrown_away}, seed=seed, **task)
+        self.model, self.decoder, self.readers = model, decoder, readers
+        self.pieces, self.side, self.seen, self.seen_weight = pieces, side, seen, seen_weight
 
     def view(self, split: Split, training: bool) -> MaskedPieces:
         return MaskedPieces(split, self.model.config.image_size, self.pieces, self.side**2, self.seen, self.seed)
@@ -116,22 +126,33 @@ class MaskedTask(Task):
         return image
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Squared errors of the hidden patches' pixels, each patch brought to mean 0 and variance 1; [B]."""
+        """Squared errors of the hidden patches' looks, plus ``seen_weight`` times those of the seen ones; [B]."""
         image, seen = batch["image"].flatten(0, 1), batch["seen"].flatten(0, 1)  # [BP, 3, H, W], [BP, S]
-        guess = self.decoder(self._encode(image, seen), seen).float()  # [BP, N, 3 p p]
+        with torch.autocast(image.device.type, enabled=False):  # small differences of grey values need all their digits
+            wanted = looks(image, self.model.config.patch_size)  # [BP, N, LOOKS]
+        depths = self._encode(image, seen)
+        guess = self.decoder(depths[-1], seen).float()
         hidden = torch.ones(guess.shape[:2], device=image.device).scatter(1, seen, 0.0)
-        errors = (guess - patches(image, self.model.config.patch_size)).square().mean(2)
-        return ((errors * hidden).sum(1) / hidden.sum(1)).unflatten(0, (-1, self.pieces)).mean(1)
+        errors = ((guess - wanted).square().mean(2) * hidden).sum(1) / hidden.sum(1)
+        shown = wanted.gather(1, seen[..., None].expand(-1, -1, wanted.shape[2]))
+        told = [reader(tokens[:, 1:]).float() for reader, tokens in zip(self.readers, depths, strict=True)]
+        errors = errors + self.seen_weight * (torch.stack(told) - shown).square().mean((0, 2, 3))
+        return errors.unflatten(0, (-1, self.pieces)).mean(1)
 
-    def _encode(self, image: Tensor, seen: Tensor) -> Tensor:
-        """Tokens [B, 1 + S, C] of the patches that are seen, as the encoder's last layer leaves them."""
+    def _encode(self, image: Tensor, seen: Tensor) -> list[Tensor]:
+        """Tokens [B, 1 + S, C] of the patches that are seen, at the depths at which features are taken."""
         embeddings = self.model.embeddings
-        cells = embeddings.patch_embeddings(image) + embeddings.position_embeddings[:, 1:]
+        mean, std = (image.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+        cells = embeddings.patch_embeddings((image - mean) / std) + embeddings.position_embeddings[:, 1:]
         cells = cells.gather(1, seen[..., None].expand(-1, -1, cells.shape[2]))
         whole = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(cells), -1, -1)
-        tokens = self.model.encoder(torch.cat([whole.to(cells.dtype), cells], 1)).last_hidden_state
-        normed: Tensor = self.model.layernorm(tokens)
-        return normed
+        tokens, found = torch.cat([whole.to(cells.dtype), cells], 1), []
+        at = levels(len(self.model.encoder.layer))
+        for number, layer in enumerate(self.model.encoder.layer, 1):
+            tokens = layer(tokens)
+            if number in at:
+                found.append(self.model.layernorm(tokens))
+        return found
 
     def save(self, folder: Path) -> list[Path]:
         """Writes ``config.json`` and ``model.safetensors`` in the layout of transformers and float16."""
@@ -180,14 +201,3 @@ class Decoder(nn.Module):
         cells = self.layers(torch.cat([known[:, :1], cells + self.positions.to(known.dtype)], 1))
         guess: Tensor = self.leave(cells[:, 1:])
         return guess
-
-
-def patches(image: Tensor, side: int) -> Tensor:
-    """Cuts pictures [B, 3, H, W] into patches [B, N, 3 side side], each with mean 0 and variance 1.
-
-    Flat patches stay near 0: 1e-4 is added to the variance, a spread of 2.5 grey levels, so that the noise of rounding
-    is not what is learnt.
-    """
-    cut = nn.functional.unfold(image, side, stride=side).transpose(1, 2)
-    normed: Tensor = (cut - cut.mean(2, keepdim=True)) / (cut.var(2, keepdim=True) + 1e-4).sqrt()
-    return normed

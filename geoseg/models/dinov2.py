@@ -21,6 +21,11 @@ LEVELS = 4
 """Depths at which features are taken: blocks 3, 6, 9 and 12 of 12, and the same shares of a deeper encoder."""
 
 
+def levels(depth: int) -> tuple[int, ...]:
+    """After which of ``depth`` blocks features are taken, counted from 1."""
+    return tuple(depth * level // LEVELS for level in range(1, LEVELS + 1))
+
+
 class DINOv2(nn.Module):
     """Features of a profile from four depths of a DINOv2 vision transformer of any size and patch.
 
@@ -47,7 +52,7 @@ class DINOv2(nn.Module):
             raise ValueError(f"features are taken at {LEVELS} depths, and this DINOv2 has only {depth} blocks")
         self.net, self.normalise = net, normalise
         self.width, self.patch = int(net.config.hidden_size), int(net.config.patch_size)
-        self.blocks = tuple(depth * level // LEVELS for level in range(1, LEVELS + 1))
+        self.blocks = levels(depth)
         self._unused()
 
     @classmethod
