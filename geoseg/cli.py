@@ -286,11 +286,13 @@ def _report(words: list[str]) -> int:
         COST_NOTE,
         DOMAIN_NOTE,
         QUOTED_NOTE,
+        REGION_NOTE,
         comparisons,
         cost_cells,
         domain_cells,
         markdown,
         quoted_cells,
+        region_cells,
         settings,
         summary,
     )
@@ -312,6 +314,12 @@ def _report(words: list[str]) -> int:
             tables["costs"] = "\n".join([*markdown(*cost_cells(records)), "", COST_NOTE]) + "\n"
         if options.domains:
             tables["domains"] = "\n".join([*markdown(*domain_cells(records)), "", DOMAIN_NOTE]) + "\n"
+        if any("test/regions/count" in record.get("scores", {}) for record in records):
+            found = "\n".join([*markdown(*region_cells(records)), "", REGION_NOTE]) + "\n"
+            if readme.is_file() and "<!-- regions -->" in readme.read_text(encoding="utf-8"):
+                tables["regions"] = found
+            else:
+                print(found)
         published = folder / "published.csv"
         if published.is_file():
             cells = quoted_cells(published, records)

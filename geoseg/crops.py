@@ -122,3 +122,19 @@ def window(height: int, width: int) -> Tensor:
         position = (torch.arange(length, dtype=torch.float64) + 0.5) / length
         sides.append(0.5 - 0.5 * torch.cos(2 * math.pi * position))
     return torch.outer(*sides)
+
+
+def scaled_to_area(size: tuple[int, int], side: int | None, multiple: int) -> tuple[int, int]:
+    """Sides (high, wide) of a picture scaled as a whole to the area of a square, in multiples of ``multiple``.
+
+    Args:
+        size: H and W in pixels.
+        side: of the square; None keeps the size but for the rounding.
+        multiple: of both sides of the result.
+
+    >>> scaled_to_area((100, 400), 128, 16)
+    (64, 256)
+    """
+    factor = 1.0 if side is None else side / math.sqrt(size[0] * size[1])
+    high, wide = (max(1, round(factor * length / multiple)) * multiple for length in size)
+    return high, wide

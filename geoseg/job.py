@@ -334,6 +334,11 @@ class Job:
             yield made
 
     def _check(self, task: Task | Tuning) -> None:
+        if not len(self.data.train):
+            raise ValueError(
+                f"{self.where} ({self.method['title']}) has to be trained, and there is no sample to train on; give "
+                "data.num_train some, or another data set where it has none"
+            )
         if isinstance(task, Tuning):
             if self.processes > 1:
                 raise ValueError(

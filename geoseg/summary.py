@@ -63,6 +63,37 @@ def summary_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     return head, lines
 
 
+REGIONS = {
+    "test/regions/count": "regions per image",
+    "test/regions/true_count": "classes per image",
+    "val/regions/per_image/iou": "validation: mean IoU ↑",
+    "test/regions/per_image/accuracy": "pixel accuracy ↑",
+    "test/regions/per_image/iou": "mean IoU ↑",
+    "test/regions/boundary_f1": "border F1, 2 px ↑",
+    "test/regions/once/accuracy": "pixel accuracy, matched once ↑",
+    "test/regions/once/iou": "mean IoU, matched once ↑",
+}
+"""Scores of methods that find regions without names."""
+
+
+def region_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Regions without names as a table, every cell as text: a row per data set and method that finds some."""
+    lines = []
+    for row, members in grouped(records).items():
+        if any("test/regions/count" in member.record["scores"] for member in members):
+            scores = [[member.record["scores"].get(name) for member in members] for name in REGIONS]
+            lines.append([row.data, row.method, row.checkpoints, str(len(members)), *map(_mean_deviation, scores)])
+    return ["data", "method", "checkpoints", "runs", *REGIONS.values()], lines
+
+
+REGION_NOTE = (
+    "Regions get the classes that fit them best, image by image, before counts are added up; *matched once*: region "
+    "number j, by size, is the same class in all images. Regions beyond the number of classes count as missed. Borders "
+    "are those of any region against any class. Means ± spread over runs."
+)
+"""What the numbers of ``region_cells`` are."""
+
+
 COST_NOTE = (
     "Means over the runs of a row; minutes are those of the device that is named, and a training that several runs "
     "share counts in each. Milliseconds per image leave the first batch out, which warms up. Memory: the most that was "
@@ -273,6 +304,13 @@ COMPARED = {
 }
 """Scores that one row is compared with another by."""
 
+COMPARED_REGIONS = {
+    "regions/per_image/accuracy": "regions, matched per image: pixel accuracy ↑",
+    "regions/per_image/iou": "regions, matched per image: mean IoU ↑",
+    "regions/boundary_f1": "regions: border F1, 2 px ↑",
+}
+"""Those of methods that find regions without names, where both rows have them."""
+
 
 def comparisons(records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[str, str]]) -> str:
     """Differences between rows of the summary as a Markdown table, one row per pair and data set.
@@ -301,11 +339,14 @@ def comparison_cells(
         for data in dict.fromkeys(row.data for row in groups) or [""]:  # no row: the first name says so
             first, second = (_called(groups, name, data) for name in pair)
             if first and second:
-                cells = [_difference(first, second, score) for score in COMPARED]
+                cells = [_difference(first, second, score) for score in (*COMPARED, *COMPARED_REGIONS)]
                 lines.append([data, f"{pair[0]} − {pair[1]}", *cells])
         if len(lines) == before:
             raise ValueError(f"{pair[0]!r} and {pair[1]!r} have no data set in common, so nothing compares them")
-    return ["data", "difference", *COMPARED.values()], lines
+    head = ["data", "difference", *COMPARED.values(), *COMPARED_REGIONS.values()]
+    if all(cell == "-" for line in lines for cell in line[-len(COMPARED_REGIONS) :]):
+        head, lines = head[: -len(COMPARED_REGIONS)], [line[: -len(COMPARED_REGIONS)] for line in lines]
+    return head, lines
 
 
 def _called(groups: Mapping[Row, list[Member]], name: str, data: str) -> list[Member]:
@@ -370,8 +411,8 @@ def grouped(records: Sequence[Mapping[str, Any]]) -> dict[Row, list[Member]]:
 
 
 _VARIED = re.compile(
-    r"data\.(seed|root|source\.root|workers|batch_size|select|num_train|tolerances.*|published_\w+)|method\.(.*\.)?seed|"
-    r"method\.(title|given\..*)|.*\.(path|path_or_id|_partial_)"
+    r"data\.(seed|root|source\.root|workers|batch_size|select|num_train|tolerances.*|published_\w+|merge_threshold)|"
+    r"method\.(.*\.)?seed|method\.(title|given\..*)|.*\.(path|path_or_id|_partial_)"
 )
 """Settings that may differ between the runs of one row."""
 

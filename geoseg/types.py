@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 import torch
@@ -60,6 +60,9 @@ class Prediction:
         painted: [B, 3, H, W] in [0, 1] or None: the picture a generative method drew.
         stages: named pictures [B, 3, H, W] in [0, 1] in the order they were drawn; the last one is the answer.
         facts: named numbers [B] worth keeping beside the scores, such as how many masks were found.
+        regions: int64 [B, *space] or None: what a method finds that knows no classes, numbered image by image from 0
+            on, the largest region first, as many as there are; ``probs`` then hold the first K - 1 of them as classes
+            and the others together as the last one.
     """
 
     probs: Tensor
@@ -67,6 +70,7 @@ class Prediction:
     painted: Tensor | None = None
     stages: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, Tensor] = field(default_factory=dict)
+    regions: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -94,4 +98,16 @@ class Predictor(Protocol):
             generator: one per image, on the CPU, the only source of randomness; an image gives the same
                 answer in any batch.
         """
+        ...
+
+
+@runtime_checkable
+class Told(Protocol):
+    """A control that is told something of the truth, to see what it would be worth to know it.
+
+    Only an evaluation can tell it, image by image; a prediction without truth does without such a method.
+    """
+
+    def told(self, target: Tensor) -> Predictor:
+        """The predictor for one batch, which knows what it may of ``target``, int64 [B, *space]."""
         ...

@@ -85,7 +85,8 @@ class DataModule(pl.LightningDataModule):
     Args:
         source: the data set.
         palette: K colours "#RRGGBB"; None takes the published facies colours.
-        num_train: labelled samples used for training; None means all that num_val and num_test leave.
+        num_train: labelled samples used for training; None means all that num_val and num_test leave, and none where
+            the source has samples for other splits alone, which is enough for methods that learn nothing.
         select: "random" (by seed), "representative" (class coverage) or a list of names.
         num_val: validation samples; None means all that the source prescribes, 0 where it prescribes none.
         num_test: test samples; None means all that are left.
@@ -99,6 +100,8 @@ class DataModule(pl.LightningDataModule):
         published_batch: images per batch in the scores that were published for this data set, which are then counted
             beside the others; None counts none.
         published_flips: those scores also with every image followed by its mirror image.
+        merge_threshold: below which divergence two attention maps of this data are of one region; only the
+            configuration of methods that merge maps looks at it.
 
     Attributes:
         thin: the tolerance of every thin class, by its index.
@@ -120,6 +123,7 @@ class DataModule(pl.LightningDataModule):
         tolerances: Mapping[str, int] | None = None,
         published_batch: int | None = None,
         published_flips: bool = False,
+        merge_threshold: float | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -181,7 +185,9 @@ class DataModule(pl.LightningDataModule):
         train_pool = pools["train"] if prescribed else pools[None]
         order = choose_random(train_pool, len(train_pool), self.seed)
         held = 0 if prescribed else (self.num_val or 0) + (self.num_test or 0)
-        chosen = self._choose_train(train_pool, order[: len(order) - held]) if train else []
+        nothing_to_learn = prescribed and not train_pool and self.num_train is None
+        choose = train and not nothing_to_learn
+        chosen = self._choose_train(train_pool, order[: len(order) - held]) if choose else []
         if not train:
             val, test = [], pools["test"] if prescribed else train_pool
         elif prescribed:

@@ -227,3 +227,48 @@ def scene(rng: np.random.Generator, size: Size) -> np.ndarray:
     if rng.random() < 0.5:
         drawn = np.float32(rng.uniform(0.6, 1)) * (_levelled(drawn.mean(axis=2)) - np.float32(0.5)) + np.float32(0.5)
     return np.rint(255 * drawn).astype(np.uint8)
+
+
+def regions(
+    rng: np.random.Generator, size: Size, textured: bool = True, most: int = 6
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws a plane divided among a few materials by straight borders, and which material lies where.
+
+    Several pieces may be of one material. The division is the same whether materials have textures or one flat colour
+    each, so that both can be compared scene by scene.
+
+    Args:
+        rng: its only source of randomness.
+        size: height and width, pixels.
+        textured: whether a material is a ``surface``, or flat.
+        most: materials at the most; at least two.
+
+    Returns:
+        uint8 [H, W, 3], and uint8 [H, W] with the materials, numbered by the area they cover, the largest first.
+    """
+    materials = int(rng.integers(2, most + 1))
+    pieces = int(rng.integers(materials, 3 * materials + 1))
+    y, x = np.mgrid[: size[0], : size[1]]
+    _, nearest = cKDTree(rng.random((pieces, 2)) * size).query(np.stack([y, x], 2))
+    owner = np.concatenate([np.arange(materials), rng.integers(materials, size=pieces - materials)])[nearest]
+    found, counts = np.unique(owner, return_counts=True)
+    numbers = np.zeros(materials, np.uint8)
+    numbers[found[np.argsort(-counts, kind="stable")]] = np.arange(len(found))
+    colours = random_colours(rng, materials)
+    if textured:
+        rows, columns = np.ogrid[: size[0], : size[1]]
+        drawn = np.stack([surface(rng, size) for _ in range(materials)])[owner, rows, columns]
+    else:
+        drawn = colours[owner]
+    return np.rint(255 * drawn).astype(np.uint8), numbers[owner]
+
+
+def random_colours(rng: np.random.Generator, count: int, apart: float = 0.35) -> np.ndarray:
+    """Colours float32 [count, 3] in [0, 1], each at least ``apart`` from all others where a hundred draws find one."""
+    chosen = rng.random((1, 3), dtype=np.float32)
+    for _ in range(count - 1):
+        drawn = rng.random((100, 3), dtype=np.float32)
+        near = np.linalg.norm(drawn[:, None] - chosen[None], axis=2).min(1)
+        first = int(np.argmax(near >= apart)) if (near >= apart).any() else int(near.argmax())
+        chosen = np.concatenate([chosen, drawn[first : first + 1]])
+    return chosen

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from geoseg.data import scenes
 from geoseg.data.earth import (
     FACIES_NAMES,
     TEXTURES,
@@ -162,6 +163,55 @@ class SyntheticEarth(Drawn):
     def parameters(self) -> tuple[str | int, ...]:
         """Kind, size and seed; how many there are changes no picture."""
         return self.kind, self.size, self.seed
+
+
+class SyntheticScenes(Drawn):
+    """Drawn scenes of no ground at all, with the exact region of every material.
+
+    A material is one class wherever it occurs in a scene; between scenes classes have nothing in common but their
+    order, by the area they cover. The same name is the same division in flat colours and in textures.
+
+    Args:
+        look: "flat" or "textured".
+        materials: in a scene, 2 to so many.
+        size: height and width, pixels.
+        train: how many samples to learn from.
+        val: how many to choose by.
+        test: how many to judge by.
+        seed: another seed gives other scenes.
+
+    Raises:
+        ValueError: another look, or fewer than two materials.
+    """
+
+    def __init__(
+        self,
+        look: str = "textured",
+        materials: int = 6,
+        size: int = 128,
+        train: int = 0,
+        val: int = 24,
+        test: int = 24,
+        seed: int = 0,
+    ) -> None:
+        if look not in ("flat", "textured"):
+            raise ValueError(f"look {look!r} is not drawn; choose flat or textured")
+        if materials < 2:
+            raise ValueError(f"materials={materials}: a scene has two at least")
+        self.look, self.materials = look, materials
+        classes = ["largest", *(f"{k + 1}. largest" for k in range(1, materials))]
+        counts = {"train": train, "val": val, "test": test}
+        super().__init__(f"{look} scenes", counts, 4, size, seed, "scene", classes)
+
+    def read(self, name: str) -> Sample:
+        """Draws one sample: image uint8 [size, size, 3], target uint8 [size, size] with class indices."""
+        rng = numpy_stream(self.seed, "labelled scenes", *self.where(name))
+        image, target = scenes.regions(rng, (self.size, self.size), self.look == "textured", self.materials)
+        return Sample(image, target)
+
+    def parameters(self) -> tuple[str | int, ...]:
+        """Look, materials, size and seed; how many there are changes no picture."""
+        return self.look, self.materials, self.size, self.seed
 
 
 QUALITIES = ("", "8k, ", "ultra-high resolution, ", "8k, ultra-high resolution, ", "high quality, ")

@@ -160,7 +160,7 @@ def vision_transformer(
                 nn.init.xavier_uniform_(part.weight)
         patches = model.embeddings.patch_embeddings.projection
         nn.init.xavier_uniform_(patches.weight.view(width, -1))
-        # places are told from the first step on, but quietly: a decoder that sees eight profiles learns loud ones by heart
+        # places are told from the first step on, but quietly: from eight profiles, a decoder learns loud ones by heart
         model.embeddings.position_embeddings.zero_()[0, 1:] = 0.1 * sine_positions(size // patch, width)
     return model
 

@@ -20,6 +20,7 @@ from transformers import Dinov2Model
 from geoseg.data.synthetic import KINDS, SyntheticEarth
 from geoseg.demo.examination import SEED
 from geoseg.demo.networks import PICTURE, vision_transformer
+from geoseg.models.dinov2 import DINOv2
 from geoseg.randomness import seeded
 
 LEAST = 1 / 8
@@ -31,12 +32,9 @@ ENCODERS = {"other domains": "dinov2", "the synthetic earth": "dinov2_in_domain"
 
 def features(model: Dinov2Model, pictures: Tensor) -> Tensor:
     """Patch features [B, h, w, C] of grey pictures [B, H, W] in [0, 1], as the last layer leaves them."""
+    encoder = DINOv2(model)
     with torch.inference_mode():
-        tokens = torch.cat(
-            [model(part[:, None].expand(-1, 3, -1, -1)).last_hidden_state[:, 1:] for part in pictures.split(16)]
-        )
-    patch = model.config.patch_size
-    return tokens.unflatten(1, (pictures.shape[1] // patch, pictures.shape[2] // patch))
+        return torch.cat([encoder(part[:, None])[-1] for part in pictures.split(16)]).movedim(1, -1)
 
 
 def patch_classes(targets: Tensor, patch: int, count: int) -> Tensor:

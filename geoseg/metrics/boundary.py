@@ -44,6 +44,13 @@ def boundary(labels: Tensor, num_classes: int) -> Tensor:
     >>> boundary(torch.tensor([[[0, 0, 1, 255, 0]]]), 2)[0, :, 0].int().tolist()
     [[0, 1, 0, 0, 0], [0, 0, 1, 0, 0]]
     """
+    edge = borders(labels)
+    classes = torch.arange(num_classes, device=labels.device)[None, :, None, None]
+    return (labels[:, None] == classes) & edge[:, None]
+
+
+def borders(labels: Tensor) -> Tensor:
+    """Pixels on either side of any border between two classes, as ``boundary`` has them of each: bool [B, H, W]."""
     edge = torch.zeros_like(labels, dtype=torch.bool)
     for dim in (1, 2):
         size = labels.shape[dim]
@@ -53,8 +60,7 @@ def boundary(labels: Tensor, num_classes: int) -> Tensor:
         differ = (before != after) & (before != IGNORE) & (after != IGNORE)
         edge.narrow(dim, 0, size - 1).logical_or_(differ)
         edge.narrow(dim, 1, size - 1).logical_or_(differ)
-    classes = torch.arange(num_classes, device=labels.device)[None, :, None, None]
-    return (labels[:, None] == classes) & edge[:, None]
+    return edge
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:

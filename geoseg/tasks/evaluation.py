@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from geoseg.metrics.intensity import IntensityDice
+from geoseg.metrics.regions import RegionScore
 from geoseg.metrics.score import SegmentationScore, batch_scores, confusion
 from geoseg.palette import Palette
 from geoseg.randomness import stream
-from geoseg.types import Batch, Prediction, Predictor
+from geoseg.types import Batch, Prediction, Predictor, Told
 
 READING = "read as classes"
 """Name of the column with the label map, where the last stage is a picture."""
@@ -75,6 +76,7 @@ class EvaluationTask(pl.LightningModule):
         self._counts: list[Tensor] = []  # of every image, [K, K], where something is published
         self._mirrored: list[Tensor] = []
         self._meters = nn.ModuleDict()
+        self._regions: RegionScore | None = None  # of a method that finds regions without names
         self._facts: dict[str, list[Tensor]] = {}
         self.scores: dict[str, float] = {}
         self.per_unit: dict[str, list[float]] = {}
@@ -96,7 +98,8 @@ class EvaluationTask(pl.LightningModule):
         image, target = batch["image"], batch["target"]
         started = time.perf_counter()
         try:
-            prediction = self.predictor.predict(image, [stream(self.seed, "predict", name) for name in batch["name"]])
+            generators = [stream(self.seed, "predict", name) for name in batch["name"]]
+            prediction = self._informed(target).predict(image, generators)
         except OverflowError as error:
             raise ValueError(f"{', '.join(batch['name'])}: {error}") from error
         if image.is_cuda:
@@ -109,6 +112,10 @@ class EvaluationTask(pl.LightningModule):
         for stage, picture in prediction.stages.items():
             labels = self.palette.decode(picture).argmax(1)
             self._meter(stage)(labels, target, image, picture, label_picture)
+        if prediction.regions is not None:
+            if self._regions is None:
+                self._regions = RegionScore(self.palette.num_classes).to(self.device)
+            self._regions.update(prediction.regions, target)
         for fact, values in prediction.facts.items():
             self._facts.setdefault(fact, []).append(values.float().cpu())
         if self.published is not None:
@@ -129,6 +136,9 @@ class EvaluationTask(pl.LightningModule):
             else:
                 self.stages[_spaced(stage)] = {f"test/{name}": value for name, value in scores.items()}
                 self.stages_per_unit[_spaced(stage)] = {f"test/{name}": values for name, values in per_unit.items()}
+        if self._regions is not None:
+            self.scores |= {f"test/regions/{name}": float(value) for name, value in self._regions.compute().items()}
+            self.per_unit |= {f"test/regions/{name}": values for name, values in self._regions.per_image().items()}
         if self.published is not None:
             flipped = [one for pair in zip(self._counts, self._mirrored, strict=False) for one in pair]
             for name, counts, batch in (
@@ -140,13 +150,17 @@ class EvaluationTask(pl.LightningModule):
         self.log_dict(self.scores)
         self.log_dict({f"test/{fact}": value for fact, value in self.facts.items()})
 
+    def _informed(self, target: Tensor) -> Predictor:
+        """The method, or what it becomes where it is a control that is told something of the truth."""
+        return self.predictor.told(target) if isinstance(self.predictor, Told) else self.predictor
+
     def _count(self, published: Published, batch: Batch, prediction: Prediction) -> None:
         """What ``published`` asks for of a batch."""
         classes, target = self.palette.num_classes, batch["target"]
         self._counts += confusion(prediction.labels.to(target.device), target, classes).cpu()
         if published.flips:
             generators = [stream(self.seed, "predict mirrored", name) for name in batch["name"]]
-            mirrored = self.predictor.predict(batch["image"].flip(-1), generators).labels
+            mirrored = self._informed(target.flip(-1)).predict(batch["image"].flip(-1), generators).labels
             self._mirrored += confusion(mirrored.to(target.device), target.flip(-1), classes).cpu()
 
     def _meter(self, stage: str) -> Meter:
