@@ -56,6 +56,12 @@ def export(
     path, record = find(source)
     if to.exists() and to.samefile(path):
         raise ValueError(f"{to} is the very file to export; choose another name")
+    beside = [file.name for file in path.parent.glob("*.safetensors") if file.name != path.name]
+    if record is not None and beside:
+        raise ValueError(
+            f"the LoRA of {record['method']!r} is of no use without {beside[0]}, which was trained with it and which "
+            "no other program reads; geoseg.load reads both"
+        )
     adapter = read(path)
     if not adapter.layers:
         raise ValueError(f"{path} holds no layer of a LoRA")

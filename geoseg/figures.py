@@ -159,6 +159,94 @@ def draw_results(rows: Sequence[Mapping[str, Any]], palette: Palette, class_name
     return _write(figure, path)
 
 
+def draw_uncertainty(
+    pictures: Sequence[Mapping[str, Any]], palette: Palette, class_names: Sequence[str], path: Path, note: str = ""
+) -> Path:
+    """One row per profile: itself, its label, members of an ensemble, their mean, how unsure it is, where it is wrong.
+
+    Every map of uncertainty goes from 0, black, to the largest value of its row, which stands above it.
+
+    Args:
+        pictures: dicts with ``name``, ``original`` [C, H, W] in [0, 1], ``target`` and ``labels`` int64 [H, W],
+            ``members`` int64 [M, H, W] and ``uncertainty`` float [H, W].
+        palette: colours of the classes.
+        class_names: K names.
+        path: a .png to write.
+        note: a line under the figure that says what the numbers stand on.
+    """
+    count = len(pictures[0]["members"])
+    members = [f"member {m + 1}" for m in range(count)]
+    columns = ["profile", "label", *members, "mean of all", "uncertainty", "wrong"]
+    height, width = pictures[0]["target"].shape
+    cell = 1.7 if height >= width else 2.6
+    size = (cell * len(columns), (cell * height / width + 0.2) * len(pictures) + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(pictures), len(columns), squeeze=False)
+    for row, picture in zip(axes, pictures, strict=True):
+        target, labels, unsure = picture["target"], picture["labels"], picture["uncertainty"]
+        ignored = target == IGNORE
+        painted = palette.paint(torch.stack([target, *picture["members"], labels]))
+        wrong = (labels != target) & ~ignored
+        pale = 0.45 + 0.55 * grey(picture["original"][None])[0].expand(3, -1, -1)
+        error = torch.where(wrong, torch.tensor(WRONG).view(3, 1, 1), pale).masked_fill(ignored, 0.5)
+        most = float(unsure.max())
+        shown = [picture["original"], *painted, None, error]
+        for axis, image in zip(row, shown, strict=True):
+            if image is not None:
+                _show(axis, image)
+        row[-2].imshow(unsure.numpy(), cmap="magma", vmin=0, vmax=most or 1)
+        row[-2].set(xticks=[], yticks=[])
+        row[-2].set_title(f"0 to {most:.2g}", fontsize=7.5, pad=2)
+        row[-1].set_title(f"{float(wrong.sum() / (~ignored).sum().clamp(min=1)):.0%} wrong", fontsize=7.5, pad=2)
+        row[0].set_ylabel(picture["name"], fontsize=8, parse_math=False)
+    for axis, title in zip(axes[0], columns, strict=True):
+        own = axis.get_title()
+        axis.set_title(f"{title}\n{own}" if own else title, fontsize=9)
+    patches = [Patch(facecolor=c, edgecolor="0.4", label=n) for n, c in zip(class_names, palette.hex, strict=True)]
+    patches.append(Patch(facecolor=WRONG, edgecolor="0.4", label="wrong"))
+    options = {"ncols": min(len(patches), max(1, int(size[0] / 1.5))), "fontsize": 7.5, "frameon": False}
+    legend = figure.legend(handles=patches, loc="outside lower center", title=note, title_fontsize=7, **options)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return _write(figure, path)
+
+
+def draw_members(
+    members: Mapping[str, Sequence[float]], risk_coverage: Mapping[str, Sequence[float]], path: Path, note: str = ""
+) -> Path:
+    """Mean IoU over the number of members, and the share of wrong pixels over the share that is kept.
+
+    Args:
+        members: ``iou/mean`` of the mean of the first 1, 2, ... members, ``alone/iou/mean`` of each of them.
+        risk_coverage: ``coverage``, and for every uncertainty the share of wrong pixels among the surest.
+        path: a .png to write.
+        note: a line above the figure that says what the numbers stand on.
+    """
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    score_axis, risk_axis = figure.subplots(1, 2)
+    counts = range(1, len(members["iou/mean"]) + 1)
+    score_axis.plot(counts, members["iou/mean"], "o-", color="C0", label="mean of the first members")
+    score_axis.plot(counts, members["alone/iou/mean"], "x", color="C1", label="each member alone")
+    score_axis.set(xlabel="members", ylabel="mean IoU", title="score over members")
+    named = {
+        "own": "variance",
+        "votes": "entropy of votes",
+        "entropy": "entropy of the mean",
+        "one_member": "entropy of one member",
+    }
+    for i, (name, values) in enumerate((n, v) for n, v in risk_coverage.items() if n != "coverage"):
+        style = "--" if name == "one_member" else "-"
+        risk_axis.plot(risk_coverage["coverage"], values, style, color=f"C{i}", label=named[name])
+    risk_axis.set(
+        xlabel="share of pixels kept, the surest first", ylabel="share of these that is wrong", ylim=(0, None)
+    )
+    risk_axis.set_title("risk over coverage")
+    for axis in (score_axis, risk_axis):
+        axis.legend(fontsize=7, frameon=False)
+    figure.suptitle(note, fontsize=8, parse_math=False)
+    return _write(figure, path)
+
+
 def principal_colours(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """The three strongest principal components of features as red, green and blue.
 

@@ -23,7 +23,7 @@ from geoseg.checkpoints import Checkpoints, Interrupted, Pruned, Pruning, Saved
 from geoseg.config import build, identity, own_packages, redact, weights_of
 from geoseg.data.module import DataModule
 from geoseg.data.profiles import natural
-from geoseg.figures import draw_dice, draw_stages, draw_training
+from geoseg.figures import draw_dice, draw_members, draw_stages, draw_training, draw_uncertainty
 from geoseg.loggers import JsonLines, Relay, WandbLogger
 from geoseg.metrics.intensity import IntensityDice
 from geoseg.metrics.score import SegmentationScore
@@ -421,6 +421,8 @@ class Job:
                 "stages": evaluation.stages,
                 "stages_per_unit": evaluation.stages_per_unit,
                 "facts": evaluation.facts,
+                "risk_coverage": evaluation.risk_coverage,
+                **({"members": evaluation.members} if evaluation.members else {}),
                 "units": self._units(evaluation.names),
                 "minutes": results["minutes"] | minutes,
             }
@@ -431,8 +433,16 @@ class Job:
                 classes = dict(zip(self.data.source.class_names, self.data.palette.hex, strict=True))
                 stages = self.folder / "figures" / "stages.png"
                 figures.insert(0, draw_stages(evaluation.pictures, classes, stages, note))
+                if "members" in evaluation.pictures[0]:
+                    path = self.folder / "figures" / "uncertainty.png"
+                    names = self.data.source.class_names
+                    figures.append(draw_uncertainty(evaluation.pictures, self.data.palette, names, path, note))
                 path = self.folder / "figures" / "dice.png"
                 figures.append(draw_dice(evaluation.pictures, path, note, **self.settings["dice"]))
+            if evaluation.members:
+                path = self.folder / "figures" / "members.png"
+                note = f"{self.method['title']}, run {self.run_id}"
+                figures.append(draw_members(evaluation.members, evaluation.risk_coverage, path, note))
         results["figures"] = [path.relative_to(self.folder).as_posix() for path in figures]
         return self._record(status="done", **results)
 

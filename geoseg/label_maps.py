@@ -22,6 +22,7 @@ from geoseg.data.amplitudes import Amplitudes
 from geoseg.data.pictures import read_profile
 from geoseg.data.profiles import SUFFIXES, listed, natural
 from geoseg.data.segy import SegyFile
+from geoseg.metrics.uncertainty import entropy
 from geoseg.overlays import draw_overlay
 from geoseg.places import LOCK, check_writable, full_disk_told, locked
 from geoseg.predict import LoadedMethod, load
@@ -262,12 +263,6 @@ def _written(
         "shares": dict(zip(classes, (counts / max(1, counts.sum())).round(6).tolist(), strict=True)),
         "files": [path.relative_to(place).as_posix() for path in files],
     } | ({"uncertainty": "entropy" if found.uncertainty is None else "its own"} if wanted["uncertainty"] else {})
-
-
-def entropy(probs: Tensor) -> Tensor:
-    """Entropy of class probabilities [B, K, H, W] in units of its largest value: [B, H, W], 0 sure to 1 undecided."""
-    probs = probs.float()
-    return torch.special.entr(probs).sum(1) / float(np.log(probs.shape[1]))
 
 
 def _grey(values: Tensor, path: Path) -> None:

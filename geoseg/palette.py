@@ -99,13 +99,88 @@ class Palette:
         Returns:
             float32 [B, K, H, W], a softmax over squared colour distance, so the nearest colour is the most probable.
         """
+        return self.logits(painted).softmax(dim=1)
+
+    def logits(self, painted: Tensor) -> Tensor:
+        """What ``decode`` takes the softmax of, [B, K, H, W]: squared RMS distances over ``-softness**2``, shifted."""
         painted = painted.float().expand(-1, 3, -1, -1)
         colours = self.colours.to(painted.device)
         # |p - c|^2 without the [B, K, 3, H, W] intermediate; |p|^2 is the same for every class and drops out
         with torch.autocast(painted.device.type, enabled=False):  # close colours need all their digits
             cross = torch.einsum("bchw,kc->bkhw", painted, colours)
         squared = colours.square().sum(1)[None, :, None, None] - 2 * cross
-        return (-squared / (3 * self.softness**2)).softmax(dim=1)
+        return -squared / (3 * self.softness**2)
+
+    def check_separated(self, margin: float) -> None:
+        """Looks whether every colour keeps its distance from the lines between two others.
+
+        What is drawn on the border of two classes lies on the line between their colours; a third colour on it would be
+        read there as a class that is not there.
+
+        Args:
+            margin: smallest RMS distance, 0..1 per channel.
+
+        Raises:
+            ValueError: names the three colours that come closest.
+
+        >>> Palette(["#000000", "#FF0000", "#FFFFFF"]).check_separated(0.1)
+        """
+        worst = (
+            min(
+                (float(_to_segment(self.colours[k : k + 1], self.colours[i], self.colours[j])), k, i, j)
+                for i in range(self.num_classes)
+                for j in range(i)
+                for k in range(self.num_classes)
+                if k not in (i, j)
+            )
+            if self.num_classes > 2
+            else (float("inf"), 0, 0, 0)
+        )
+        distance, k, i, j = worst
+        if distance < margin:
+            raise ValueError(
+                f"colour {self.hex[k]} (class {k}) lies {distance:.2f} from the line between {self.hex[j]} (class {j}) "
+                f"and {self.hex[i]} (class {i}), so a border between these two would be read as the third; wanted at "
+                f"least {margin:g}: choose other colours, or null for those that keep apart"
+            )
+
+
+TETRAHEDRON = ((0.2, 0.2, 0.2), (0.8, 0.8, 0.2), (0.8, 0.2, 0.8), (0.2, 0.8, 0.8))
+OCTAHEDRON = ((0.1, 0.5, 0.5), (0.9, 0.5, 0.5), (0.5, 0.1, 0.5), (0.5, 0.9, 0.5), (0.5, 0.5, 0.1), (0.5, 0.5, 0.9))
+CUBE = (*TETRAHEDRON, (0.8, 0.8, 0.8), (0.2, 0.2, 0.8), (0.2, 0.8, 0.2), (0.8, 0.2, 0.2))
+"""Colours, none of them saturated: the latents of such colours are far from those of pictures."""
+
+
+def separated_palette(num_classes: int) -> list[str]:
+    """Colours for K classes none of which lies near the line between two others.
+
+    What lies on a line is read as one of its ends where all triangles of colours have acute angles, which holds for the
+    corners of a tetrahedron, up to four classes. Those of an octahedron, up to six, and of a cube, up to eight, have
+    right angles: in the very middle of a line other colours may be as near as its ends. Beyond, each further colour is
+    the one of a grid that keeps all distances largest, and up to twelve keep an RMS distance of 0.1 from all lines.
+
+    >>> separated_palette(3)
+    ['#333333', '#CCCC33', '#CC33CC']
+    >>> Palette(separated_palette(12)).check_separated(0.1)
+    """
+    if num_classes == 2:
+        return ["#333333", "#CCCCCC"]  # a mask is grey
+    for corners in (TETRAHEDRON, OCTAHEDRON, CUBE):
+        if num_classes <= len(corners):
+            return [_hex(colour) for colour in corners[:num_classes]]
+    levels = torch.linspace(0, 1, 5)
+    grid = torch.cartesian_prod(levels, levels, levels)  # [125, 3]
+    chosen = [grid[0], grid[-1]]
+    while len(chosen) < num_classes:
+        room = torch.stack([(grid - one).square().mean(1).sqrt() for one in chosen]).amin(0)
+        for i, one in enumerate(chosen):
+            for j, other in enumerate(chosen):
+                if j < i:  # the new colour and an old line
+                    room = torch.minimum(room, _to_segment(grid, one, other))
+                if j != i:  # an old colour and a new line
+                    room = torch.minimum(room, torch.stack([_to_segment(other[None], one, new)[0] for new in grid]))
+        chosen.append(grid[int(room.argmax())])
+    return [_hex(colour.tolist()) for colour in chosen]
 
 
 def facies_palette(num_classes: int) -> list[str]:
@@ -121,6 +196,17 @@ def facies_palette(num_classes: int) -> list[str]:
         rgb = colorsys.hsv_to_rgb((0.12 + 0.618034 * i) % 1, 0.9 - 0.4 * (i % 2), 0.55 + 0.35 * ((i // 2) % 2))
         extra.append("#" + "".join(f"{round(255 * v):02X}" for v in rgb))
     return [*SFM_FACIES[:num_classes], *extra]
+
+
+def _to_segment(points: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """RMS distances [N] of colours [N, 3] to the straight line from one colour [3] to another."""
+    along = end - start
+    share = ((points - start) @ along / along.square().sum().clamp(min=1e-12)).clamp(0, 1)
+    return (points - start - share[:, None] * along).square().mean(1).sqrt()
+
+
+def _hex(colour: Sequence[float]) -> str:
+    return "#" + "".join(f"{round(255 * channel):02X}" for channel in colour)
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

@@ -142,6 +142,7 @@ class LoadedMethod:
             uncertainty=None if found.uncertainty is None else _here(found.uncertainty),
             painted=None if found.painted is None else _here(found.painted),
             stages={stage: _here(picture) for stage, picture in found.stages.items()},
+            members=None if found.members is None else _here(found.members),
             facts={fact: _here(values) for fact, values in found.facts.items()},
         )
 

@@ -59,6 +59,8 @@ class Prediction:
         uncertainty: [B, *space] or None; larger is less sure.
         painted: [B, 3, H, W] in [0, 1] or None: the picture a generative method drew.
         stages: named pictures [B, 3, H, W] in [0, 1] in the order they were drawn; the last one is the answer.
+        members: [B, M, K, *space] or None: class probabilities of every member of an ensemble, whose mean is
+            ``probs``.
         facts: named numbers [B] worth keeping beside the scores, such as how many masks were found.
         regions: int64 [B, *space] or None: what a method finds that knows no classes, numbered image by image from 0
             on, the largest region first, as many as there are; ``probs`` then hold the first K - 1 of them as classes
@@ -69,6 +71,7 @@ class Prediction:
     uncertainty: Tensor | None = None
     painted: Tensor | None = None
     stages: dict[str, Tensor] = field(default_factory=dict)
+    members: Tensor | None = None
     facts: dict[str, Tensor] = field(default_factory=dict)
     regions: Tensor | None = None
 

@@ -232,6 +232,6 @@ def test_the_experiment_lists_what_is_compared(
         *("input_as_is", "otsu", "maximum_entropy", "balanced_histogram", "adaptive_threshold", "canny_watershed"),
         *("sobel_watershed", "kmeans", "mean_shift", "active_contours"),
         *("without_lora", "label_lora", "label_lora_tuned", "unet"),
-        *("dinov2_linear", "dinov2_pup", "dinov2_mla", "dinov2_dpt"),
+        *("dinov2_linear", "dinov2_pup", "dinov2_mla", "dinov2_dpt", "mask_diffusion"),
     ]
-    assert len(set(asked["titles"].values())) == 18
+    assert len(set(asked["titles"].values())) == 19

@@ -18,7 +18,8 @@ import geoseg
 from geoseg import label_maps as module
 from geoseg.data.amplitudes import Amplitudes
 from geoseg.data.segy import SegyFile
-from geoseg.label_maps import _rule, entropy
+from geoseg.label_maps import _rule
+from geoseg.metrics.uncertainty import entropy
 from geoseg.predict import LoadedMethod
 from tests.data.test_segy import floats, write_segy
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from geoseg.palette import IGNORED_COLOUR, SFM_FACIES, Palette, facies_palette
+from geoseg.palette import IGNORED_COLOUR, SFM_FACIES, Palette, facies_palette, separated_palette
 
 THREE = ["#000000", "#FF0000", "#0082F4"]
 
@@ -99,6 +99,25 @@ def test_the_standard_colours_stay_apart() -> None:
 def test_mistakes(colours: list[str], softness: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Palette(colours, softness)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 5, 6, 7, 8])
+def test_separated_colours_keep_off_the_lines_between_others(num_classes: int) -> None:
+    palette = Palette(separated_palette(num_classes))
+    palette.check_separated(0.1)
+    shares = torch.linspace(0, 1, 41)[:, None]
+    if num_classes > 4:  # the corners of an octahedron and a cube leave the very middle of a line undecided
+        shares = shares[shares[:, 0] != 0.5]
+    for i in range(num_classes):
+        for j in range(i):  # a border between two classes is read as no third one
+            drawn = (1 - shares) * palette.colours[i] + shares * palette.colours[j]
+            assert set(palette.decode(drawn.T[None, :, :, None]).argmax(1).unique().tolist()) <= {i, j}
+
+
+def test_colours_between_others_are_told() -> None:
+    with pytest.raises(ValueError, match=r"#F3B677 .class 4. lies 0\.0\d from the line between #.* and #"):
+        Palette(facies_palette(6)).check_separated(0.1)
+    Palette(["#000000", "#FFFFFF"]).check_separated(0.5)  # nothing is between two
 
 
 @pytest.mark.parametrize("label", [3, -1, 254])

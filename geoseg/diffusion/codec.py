@@ -64,11 +64,12 @@ class Codec:
         """The most likely latent of a picture, float32 [B, 4, h, w]; arguments and errors as in ``moments``."""
         return self.moments(image)[0]
 
-    def decode(self, latent: Tensor) -> Tensor:
+    def decode(self, latent: Tensor, clip: bool = True) -> Tensor:
         """Draws a latent.
 
         Args:
             latent: float [B, 4, h, w], scaled as ``encode`` returns it.
+            clip: keep the picture inside [0, 1]; a loss on it needs what lies beyond, where clipping has no gradient.
 
         Returns:
             float32 [B, 3, H, W] in [0, 1].
@@ -85,7 +86,8 @@ class Codec:
                 "trainer.precision=32-true or bf16-mixed, a lower guidance or a lower learning rate"
             )
         picture = self._run(self._decode, latent.float() / self._scale + self._shift)
-        return (picture / 2 + 0.5).clamp(0, 1)
+        picture = picture / 2 + 0.5
+        return picture.clamp(0, 1) if clip else picture
 
     @property
     def _scale(self) -> float:

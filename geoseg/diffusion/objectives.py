@@ -79,6 +79,19 @@ class Objective(nn.Module):
         signal, spread = self._amounts(latent, time)
         return signal * noise - spread * latent
 
+    def estimates(self, noisy: Tensor, answer: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        """The latent and the noise that an answer stands for, float [B, C, h, w] each.
+
+        Args:
+            noisy: float [B, C, h, w], what the network was shown.
+            answer: float [B, C, h, w], what it said.
+            time: int64 [B]; where no signal is left, the answer must be the velocity.
+        """
+        signal, spread = self._amounts(noisy, time)
+        if self.prediction_type == "epsilon":
+            return (noisy - spread * answer) / signal, answer
+        return signal * noisy - spread * answer, spread * noisy + signal * answer
+
     def weight(self, time: Tensor) -> Tensor:
         """How much the squared error at each time counts, float32 [B], arXiv 2303.09556 section 3.4.
 

@@ -48,7 +48,8 @@ def windowed(denoise: Denoiser, side: int, overlap: float = 0.25, batch: int = 3
         parts = zip(cut.split(batch), times.split(batch), conditions.split(batch), strict=True)
         answers = torch.cat([denoise(*part) for part in parts]).split(count)
         share = window(high, wide).to(noisy)
-        total, weight = torch.zeros_like(noisy), torch.zeros_like(noisy[:1, :1])
+        # a network that reads a picture beside the noise answers in fewer channels than it is given
+        total, weight = noisy.new_zeros(count, answers[0].shape[1], height, width), torch.zeros_like(noisy[:1, :1])
         for (y, x), answer in zip(places, answers, strict=True):
             total[..., y : y + high, x : x + wide] += share * answer
             weight[..., y : y + high, x : x + wide] += share

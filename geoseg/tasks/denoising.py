@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from geoseg import lora, progress
 from geoseg.crops import Bucket, bucket, pad_to, pad_to_multiple, random_corner
 from geoseg.data.module import SameShape, Split
+from geoseg.diffusion.codec import Codec
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.diffusion.objectives import Objective
 from geoseg.lora import LoRA
@@ -24,6 +25,54 @@ from geoseg.tasks.task import Task
 
 ENCODED = 1 << 18
 """Pixels per call of the encoder: one square of 512, whose activations take memory like those of a training step."""
+
+
+@torch.no_grad()
+def encoded(
+    codec: Codec,
+    split: Split,
+    picture: Callable[[dict[str, Any]], Tensor],
+    at_once: int,
+    flip: bool,
+    device: torch.device,
+) -> list[tuple[Tensor, Tensor]]:
+    """Latent moments of a picture of every sample, kept as fp16 on the CPU; nothing frozen is computed twice.
+
+    Args:
+        codec: the autoencoder.
+        split: the samples.
+        picture: what is to be encoded of a sample, [3, H, W] in [0, 1].
+        at_once: pictures per call.
+        flip: encode the mirror image as well.
+        device: where the autoencoder is.
+
+    Returns:
+        mean and standard deviation of every sample, each [4, h, w], or [2, 4, h, w] with the mirror image.
+
+    Raises:
+        ValueError: names the samples whose latents are no numbers.
+    """
+    moments: list[tuple[Tensor, Tensor]] = []
+    progress.expect("encoding", len(split), unit="picture")
+    for batch in SameShape(split, at_once):
+        pictures = torch.stack([picture(split[i]) for i in batch]).to(device)
+        try:
+            mean, std = _halved(codec.moments(pictures))
+            if flip:
+                mirror = _halved(codec.moments(pictures.flip(-1)))
+                mean, std = torch.stack([mean, mirror[0]], 1), torch.stack([std, mirror[1]], 1)
+        except OverflowError as error:
+            raise ValueError(f"{', '.join(split.names[i] for i in batch)}: {error}") from error
+        moments += list(zip(mean, std, strict=True))
+        progress.advance("encoding", len(batch))
+    return moments
+
+
+def _halved(moments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    mean, std = (moment.half() for moment in moments)
+    if not bool(mean.isfinite().all() and std.isfinite().all()):
+        raise OverflowError("the latents are beyond what fp16, in which they are kept, can hold")
+    return mean.cpu().clone(), std.cpu().clone()
 
 
 class Latents(Dataset[dict[str, Any]]):
@@ -219,29 +268,9 @@ class DenoisingTask(Task):
         lora.detach(self.model.parts())
         lora.load(self.model.parts(), folder, self.adapter.name)
 
-    @torch.no_grad()
     def _encode(self, split: Split) -> list[tuple[Tensor, Tensor]]:
-        """Latent moments of every picture in the split, kept as fp16 on the CPU; nothing frozen is computed twice."""
-        moments: list[tuple[Tensor, Tensor]] = []
-        progress.expect("encoding", len(split), unit="picture")
-        for batch in SameShape(split, max(1, ENCODED // self.crop**2)):
-            pictures = torch.stack([self._picture(split[i]) for i in batch])
-            try:
-                mean, std = self._moments(pictures)
-                if self.flip:
-                    mirror = self._moments(pictures.flip(-1))
-                    mean, std = torch.stack([mean, mirror[0]], 1), torch.stack([std, mirror[1]], 1)
-            except OverflowError as error:
-                raise ValueError(f"{', '.join(split.names[i] for i in batch)}: {error}") from error
-            moments += list(zip(mean, std, strict=True))
-            progress.advance("encoding", len(batch))
-        return moments
-
-    def _moments(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (moment.half() for moment in self.model.codec.moments(pictures.to(self.device)))
-        if not bool(mean.isfinite().all() and std.isfinite().all()):
-            raise OverflowError("the latents are beyond what fp16, in which they are kept, can hold")
-        return mean.cpu().clone(), std.cpu().clone()
+        at_once = max(1, ENCODED // self.crop**2)
+        return encoded(self.model.codec, split, self._picture, at_once, self.flip, self.device)
 
     def _picture(self, item: dict[str, Any]) -> Tensor:
         """What is to be learnt of a sample, [3, H, W] in [0, 1], large enough for what is cut out of it."""

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 
 from geoseg.metrics.intensity import IntensityDice
 from geoseg.metrics.regions import RegionScore
-from geoseg.metrics.score import SegmentationScore, batch_scores, confusion
+from geoseg.metrics.score import SegmentationScore, batch_scores, confusion, dice, iou, pixel_accuracy
+from geoseg.metrics.uncertainty import COVERAGES, CalibrationError, Ranking, entropy, vote_entropy
 from geoseg.palette import Palette
 from geoseg.randomness import stream
 from geoseg.types import Batch, Prediction, Predictor, Told
 
 READING = "read as classes"
 """Name of the column with the label map, where the last stage is a picture."""
+
+
+SHOWN = 4
+"""Members of an ensemble that are kept for the figure."""
 
 
 class Published(NamedTuple):
@@ -41,7 +46,8 @@ class EvaluationTask(pl.LightningModule):
     After ``Trainer.test``, ``scores`` holds flat names to numbers, ``per_unit`` the same per image, ``stages`` the
     scores of each named intermediate picture, ``seconds`` the time spent predicting, ``ms_per_image`` that of an image
     once the method is warm, ``facts`` the mean of every fact and ``pictures`` the first few images with all their
-    stages.
+    stages. ``risk_coverage`` holds the share of wrong pixels among the surest ones for every uncertainty there is, and
+    ``members`` the scores of the mean of an ensemble's first 1, 2, ... members, and of each of them alone.
 
     Args:
         predictor: the method.
@@ -78,6 +84,12 @@ class EvaluationTask(pl.LightningModule):
         self._meters = nn.ModuleDict()
         self._regions: RegionScore | None = None  # of a method that finds regions without names
         self._facts: dict[str, list[Tensor]] = {}
+        self._calibration = CalibrationError()
+        self._rankings: dict[str, Ranking] = {}
+        self._together: Tensor | None = None  # [M, K, K], of the mean of the first 1, 2, ... members
+        self._alone: Tensor | None = None  # [M, K, K], of each member
+        self.risk_coverage: dict[str, list[float]] = {}
+        self.members: dict[str, list[float]] = {}
         self.scores: dict[str, float] = {}
         self.per_unit: dict[str, list[float]] = {}
         self.stages: dict[str, dict[str, float]] = {}
@@ -120,6 +132,7 @@ class EvaluationTask(pl.LightningModule):
             self._facts.setdefault(fact, []).append(values.float().cpu())
         if self.published is not None:
             self._count(self.published, batch, prediction)
+        self._doubt(prediction, target)
         self.names += batch["name"]
         self._remember(batch, prediction, answer, label_picture)
         if self.folder is not None:
@@ -139,6 +152,7 @@ class EvaluationTask(pl.LightningModule):
         if self._regions is not None:
             self.scores |= {f"test/regions/{name}": float(value) for name, value in self._regions.compute().items()}
             self.per_unit |= {f"test/regions/{name}": values for name, values in self._regions.per_image().items()}
+        self._doubts()
         if self.published is not None:
             flipped = [one for pair in zip(self._counts, self._mirrored, strict=False) for one in pair]
             for name, counts, batch in (
@@ -153,6 +167,45 @@ class EvaluationTask(pl.LightningModule):
     def _informed(self, target: Tensor) -> Predictor:
         """The method, or what it becomes where it is a control that is told something of the truth."""
         return self.predictor.told(target) if isinstance(self.predictor, Told) else self.predictor
+
+    def _doubt(self, prediction: Prediction, target: Tensor) -> None:
+        """How sure the answer is, beside where it is wrong."""
+        labels, members = prediction.labels, prediction.members
+        unsure = {"entropy": entropy(prediction.probs)}
+        if prediction.uncertainty is not None:
+            unsure["own"] = prediction.uncertainty
+        if members is not None:
+            unsure |= {"votes": vote_entropy(members), "one_member": entropy(members[:, 0])}
+            # a member at a time: their means at once would take as much memory again
+            mean, counted = torch.zeros_like(members[:, 0]), []
+            for m in range(members.shape[1]):
+                mean = mean + members[:, m]
+                both = (mean.argmax(1), members[:, m].argmax(1))
+                counted.append([confusion(one.to(target.device), target, members.shape[2]).sum(0) for one in both])
+            together, alone = (torch.stack(some).cpu() for some in zip(*counted, strict=True))
+            self._together = together if self._together is None else self._together + together
+            self._alone = alone if self._alone is None else self._alone + alone
+        for name, values in unsure.items():
+            self._rankings.setdefault(name, Ranking()).update(values, labels, target)
+        self._calibration.update(prediction.probs, target)
+
+    def _doubts(self) -> None:
+        """Scores of how sure the answers were."""
+        found, per_unit = {"calibration/error": float(self._calibration.compute())}, {}
+        per_unit["calibration/error"] = self._calibration.per_image()
+        for name, ranking in self._rankings.items():
+            found |= {f"uncertainty/{name}/{score}": float(value) for score, value in ranking.compute().items()}
+            per_unit |= {f"uncertainty/{name}/{score}": values for score, values in ranking.per_image().items()}
+            self.risk_coverage[name] = ranking.curve()
+        self.scores |= {f"test/{name}": value for name, value in found.items()}
+        self.per_unit |= {f"test/{name}": values for name, values in per_unit.items()}
+        if self.risk_coverage:
+            self.risk_coverage = {"coverage": list(COVERAGES), **self.risk_coverage}
+        for name, counts in (("", self._together), ("alone/", self._alone)):
+            if counts is not None:
+                scores = {"iou/mean": iou(counts), "dice/mean": dice(counts)}
+                self.members |= {f"{name}{score}": values.nanmean(-1).tolist() for score, values in scores.items()}
+                self.members[f"{name}accuracy/pixel"] = pixel_accuracy(counts).tolist()
 
     def _count(self, published: Published, batch: Batch, prediction: Prediction) -> None:
         """What ``published`` asks for of a batch."""
@@ -189,8 +242,17 @@ class EvaluationTask(pl.LightningModule):
             found = self.palette.paint(prediction.labels[i : i + 1])[0].float().cpu()
             if stages and not torch.equal(list(stages.values())[-1], found):
                 stages[READING] = found  # what is scored, where the last stage is a picture
+            ensemble = {}
+            if prediction.members is not None and prediction.uncertainty is not None:
+                ensemble = {
+                    "target": batch["target"][i].cpu(),
+                    "labels": prediction.labels[i].cpu(),
+                    "members": prediction.members[i, :SHOWN].argmax(1).cpu(),
+                    "uncertainty": prediction.uncertainty[i].float().cpu(),
+                }
             self.pictures.append(
                 {
+                    **ensemble,
                     "name": batch["name"][i],
                     "original": batch["image"][i].cpu(),
                     "stages": stages or {"prediction": answer[i].float().cpu()},

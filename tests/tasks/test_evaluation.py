@@ -143,8 +143,10 @@ def test_neither_batch_size_nor_neighbours_change_an_image(batch_size: int) -> N
     other, _ = evaluated(Guess(), batch_size=batch_size)
     assert first.scores.keys() == other.scores.keys() and first.per_unit.keys() == other.per_unit.keys()
     for name, values in first.per_unit.items():
-        np.testing.assert_array_equal(other.per_unit[name], values, err_msg=name)  # there nan equals nan
-        np.testing.assert_equal(other.scores[name], first.scores[name], err_msg=name)
+        # a softmax over a larger batch may differ in the last digit of a probability, but in no label
+        near = 1e-3 if "uncertainty" in name else 1e-6 if "calibration" in name else 0
+        np.testing.assert_allclose(other.per_unit[name], values, rtol=near, err_msg=name)  # there nan equals nan
+        np.testing.assert_allclose(other.scores[name], first.scores[name], rtol=near, err_msg=name)
 
 
 class Mirrored(Guess):

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from geoseg.data.module import DataModule
+from geoseg.data.synthetic import Corpus, SyntheticEarth
+from geoseg.diffusion.image_conditioned import ImageConditioned
+from geoseg.diffusion.objectives import Objective
+from geoseg.lora import LoRA
+from geoseg.optim import adamw, constant
+from geoseg.predictors.latent_mask import LatentMask
+from geoseg.randomness import stream
+from geoseg.tasks.labelling import cross_entropy
+from geoseg.tasks.mask_diffusion import FILE, MaskDiffusionTask
+from geoseg.tasks.task import Fit
+from geoseg.types import IGNORE, Sample
+from tests.tiny import tiny_latent_diffusion
+from tests.training import fit
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
+
+
+class Edged(SyntheticEarth):
+    """Sections whose upper quarter is to be ignored."""
+
+    def read(self, name: str) -> Sample:
+        sample = super().read(name)
+        target = sample.target.copy()
+        target[: len(target) // 4] = IGNORE
+        return sample._replace(target=target)
+
+
+def made(finetune: str = "lora", prediction_type: str | None = "v_prediction", **options: Any) -> MaskDiffusionTask:
+    model = ImageConditioned(
+        6, tiny_latent_diffusion(), finetune, prediction_type=prediction_type, zero_snr=prediction_type is not None
+    )
+    adapter = None
+    if finetune == "lora":
+        adapter = LoRA(name="mask", rank=2, alpha=2, text_targets=())
+        adapter.attach(model.parts())
+    defaults = {
+        "crop": 16,
+        "lr": {"unet": 1e-2, "conv_in": 1e-2},
+        "optimizer": functools.partial(adamw, weight_decay=0.0),
+        "schedule": constant,
+        "fit": Fit(epochs=3, batch_size=2, validation_visits=2),
+    }
+    return MaskDiffusionTask(model, adapter, 0, **{**defaults, **options})
+
+
+def data(source: Any = None, val: int = 1) -> DataModule:
+    source = source or SyntheticEarth(size=16, train=3, val=val, test=0)
+    module = DataModule(source, num_train=3, num_val=val, num_test=0)
+    module.prepare()
+    return module
+
+
+def batch_of(task: MaskDiffusionTask, module: DataModule, visit: int = 0) -> dict[str, Any]:
+    view = task.view(module.train, training=True)
+    items = [view[i, visit] for i in range(len(view))]
+    return {k: torch.stack([item[k] for item in items]) for k in ("image", "latent", "noise", "time", "labels")}
+
+
+def test_a_view_is_a_function_of_sample_and_visit() -> None:
+    task, module = made(), data(SyntheticEarth(size=24, train=3, val=0, test=0), val=0)
+    view, again = task.view(module.train, training=True), task.view(module.train, training=True)
+    first, second, other = view[1, 5], again[1, 5], view[1, 6]
+    assert all(torch.equal(first[k], second[k]) for k in ("image", "latent", "noise", "time", "labels"))
+    assert not torch.equal(first["noise"], other["noise"])
+    assert first["labels"].shape == (16, 16) and first["image"].shape == first["latent"].shape == (4, 8, 8)
+
+
+def test_latents_labels_and_mirror_images_belong_together() -> None:
+    """What is cut out of a label map is what the latents next to it paint, on both sides of the mirror."""
+    task, module = made(), data(SyntheticEarth(size=32, train=3, val=0, test=0), val=0)
+    view, codec, palette = task.view(module.train, training=True), task.model.codec, task.model.palette
+    assert view.targets[0].shape == (2, 4, 16, 16)
+    target = module.train[0]["target"]
+    for side, labels in enumerate((target, target.flip(-1))):
+        wanted = codec.encode(palette.paint(labels[None]))[0]
+        torch.testing.assert_close(view.targets[0][side].float(), wanted, atol=5e-3, rtol=5e-3)
+    for visit in range(8):
+        item = view[0, visit]
+        places = [
+            (y, x, flipped)
+            for y in range(9)
+            for x in range(9)
+            for flipped in (0, 1)
+            if torch.equal(view.targets[0][flipped, :, y : y + 8, x : x + 8].float(), item["latent"])
+        ]
+        cut = [(target.flip(-1) if f else target)[2 * y : 2 * y + 16, 2 * x : 2 * x + 16] for y, x, f in places]
+        assert any(torch.equal(one, item["labels"]) for one in cut)
+
+
+def test_the_loss_is_that_of_the_velocity_by_hand() -> None:
+    task = made()
+    batch = batch_of(task, data())
+    a = task.objective.alphas_cumprod[batch["time"]].view(-1, 1, 1, 1)
+    noisy = a.sqrt() * batch["latent"] + (1 - a).sqrt() * batch["noise"]
+    words = task.model.base.embed([""] * 3)
+    answer = task.model.unet(torch.cat([batch["image"], noisy], 1), batch["time"], encoder_hidden_states=words).sample
+    wanted = (answer - (a.sqrt() * batch["noise"] - (1 - a).sqrt() * batch["latent"])).square().mean((1, 2, 3))
+    torch.testing.assert_close(task.loss(batch), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_ignored_pixels_are_in_no_loss_and_in_no_latent() -> None:
+    task, module = made(flip=False), data(Edged(size=16, train=3, val=0, test=0), val=0)
+    batch = batch_of(task, module)
+    before = task.loss(batch)
+    changed = {**batch, "noise": batch["noise"].clone()}
+    told = []
+    for rows in (slice(0, 2), slice(2, 8)):  # the ignored quarter is two of eight rows of cells
+        answer = task.model.denoise
+
+        def elsewhere(image: Tensor, noisy: Tensor, time: Tensor, rows: slice = rows, answer: Any = answer) -> Tensor:
+            out = answer(image, noisy, time).clone()
+            out[:, :, rows] += 1
+            return out
+
+        task.model.denoise = elsewhere  # type: ignore[method-assign]
+        told.append(bool(torch.allclose(task.loss(changed), before)))
+        task.model.denoise = answer  # type: ignore[method-assign]
+    assert told == [True, False]
+    filled = module.train[0]["target"].clone()
+    filled[:4] = filled[4]  # the nearest row that counts
+    wanted = task.model.codec.encode(task.model.palette.paint(filled[None]))[0]
+    torch.testing.assert_close(task.view(module.train, True).targets[0].float(), wanted, atol=5e-3, rtol=5e-3)
+    nothing = {**batch, "labels": torch.full_like(batch["labels"], IGNORE)}
+    assert float(task.loss(nothing).detach().abs().sum()) == 0
+
+
+def test_noise_is_annealed() -> None:
+    plain, coarse, module = made(), made(noise_strength=0.9), data()
+    views = [task.view(module.train, training=False) for task in (plain, coarse)]
+    views[1].timesteps = views[0].timesteps
+    for view in views:
+        view.visits = 1000
+    early, late = ([view[0, visit]["noise"] for view in views] for visit in (0, 999))
+    assert torch.equal(*early) and not torch.allclose(*late, atol=0.1)
+
+
+@pytest.mark.parametrize("finetune", ["lora", "full", "conv_in"])
+def test_what_was_trained_is_saved_and_comes_back(finetune: str, tmp_path: Path) -> None:
+    task = made(finetune)
+    frozen = {n: p.clone() for n, p in task.model.base.named_parameters() if not p.requires_grad}
+    fit(task, data())
+    assert all(torch.equal(p, frozen[n]) for n, p in task.model.base.named_parameters() if n in frozen)
+    files = task.save(tmp_path)
+    assert [path.name for path in files] == (["pytorch_lora_weights.safetensors"] * (finetune == "lora") + [FILE])
+    image = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def drawn(one: MaskDiffusionTask) -> Tensor:
+        one.eval()
+        return LatentMask(one.model, steps=2).predict(image, [stream(0, i) for i in range(2)]).probs
+
+    other = made(finetune)
+    assert not torch.allclose(drawn(other), drawn(task), atol=1e-3)
+    other.load(tmp_path)
+    assert torch.equal(drawn(other), drawn(task))
+
+
+def test_files_of_another_model_are_refused(tmp_path: Path) -> None:
+    task = made("conv_in")
+    task.save(tmp_path)
+    with pytest.raises(ValueError, match="differ in .* tensors"):
+        made("full").load(tmp_path)
+    with pytest.raises(ValueError, match="without which its adapter is of no use"):
+        made("conv_in").load(tmp_path / "nowhere")
+
+
+def test_it_learns_to_draw_one_label_map() -> None:
+    """A network that overfits a single profile draws its label map from noise."""
+    source = SyntheticEarth(kind="salt", size=16, train=1, val=0, test=0)
+    module = DataModule(source, num_train=1, num_val=0, num_test=0)
+    module.prepare()
+    torch.manual_seed(0)
+    task = made("full", flip=False, lr=3e-3, fit=Fit(steps=150, batch_size=1))
+    unseen = [batch_of(task, module, visit) for visit in range(1000, 1020)]
+
+    def mean() -> float:
+        task.eval()
+        with torch.no_grad():
+            return float(torch.stack([task.loss(batch).mean() for batch in unseen]).mean())
+
+    before = mean()
+    fit(task, module)
+    assert mean() < 0.5 * before
+
+
+def test_the_one_step_variant_trains_through_the_decoder() -> None:
+    task, module = made(criterion=cross_entropy), data(val=0)
+    batch = batch_of(task, module)
+    loss = task.loss(batch)
+    still = LatentMask(task.model, steps=1, noise=False)
+    latent = batch["image"]
+    with torch.no_grad():
+        drawn = still._drawn(latent, torch.zeros_like(latent))
+        picture = task.model.codec.decode(drawn, clip=False)
+    wanted = -task.model.palette.decode(picture).log().gather(1, batch["labels"][:, None]).mean((1, 2, 3))
+    torch.testing.assert_close(loss, wanted, atol=1e-3, rtol=1e-3)
+    loss.mean().backward()
+    assert float(task.model.unet.conv_in.weight.grad.abs().max()) > 0
+    assert all(p.grad is None for p in task.model.base.vae.parameters())
+
+
+def test_what_the_base_knew_is_measured(tmp_path: Path) -> None:
+    own = Corpus(count=1, size=16, val=3)
+    task = made("conv_in", prediction_type=None, own=own)
+    base = tiny_latent_diffusion()
+    assert task._own_loss(trained=False) == pytest.approx(task._own_loss(trained=True))  # nothing was trained
+    # by the base itself
+    objective, errors = Objective.of(base.scheduler.config), []
+    latents, conditions = task._own_latents()
+    with torch.no_grad():
+        torch.testing.assert_close(conditions, base.embed([own.read(f"val_00000{i}").caption for i in range(3)]))
+        for visit in range(4):
+            time = torch.full((3,), int((visit + 0.5) / 4 * 1000))
+            noise = torch.randn(latents.shape, generator=stream(0, "own data", visit, 0))
+            answer = base.denoise(objective.add_noise(latents, noise, time), time, conditions)
+            errors.append((answer - noise).square().mean())
+    assert task._own_loss(trained=True) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+    seen: dict[str, Tensor] = {}
+
+    class Kept(pl.Callback):
+        def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            seen.update(trainer.callback_metrics)
+
+    fit(task, data(), callbacks=[Kept()])
+    before = float(seen["val/own_loss/before"])
+    assert before == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+    assert float(seen["val/own_loss"]) != pytest.approx(before, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"crop": 18}, "crop must be a multiple of 4"),
+        ({"noise_strength": 1.5}, "noise_strength must lie between 0 and 1"),
+        ({"criterion": cross_entropy, "prediction_type": None}, "criterion: one step from noise needs a network that"),
+        ({"lr": {"unet": 1e-3}}, "lr names the groups"),
+    ],
+)
+def test_what_cannot_work_is_told(options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        made(**options)
