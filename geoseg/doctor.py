@@ -72,8 +72,10 @@ EMBEDDED = (
     "stable-diffusion/vae/diffusion_pytorch_model.safetensors",
     "sam/config.json",
     "sam/model.safetensors",
+    "dinov2/config.json",
+    "dinov2/model.safetensors",
 )
-"""Files of the embedded checkpoints that a demo reads."""
+"""Files of the embedded checkpoints."""
 
 GIB = 1 << 30
 

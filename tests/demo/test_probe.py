@@ -10,9 +10,10 @@ import torch
 from geoseg.data.synthetic import KINDS
 from geoseg.demo import probe
 from geoseg.demo.networks import vision_transformer
+from geoseg.models.dinov2 import MEAN, STD
 from geoseg.randomness import seeded
 
-TINY = {"width": 16, "layers": 1, "heads": 2, "patch": 16, "size": 128}
+TINY = {"width": 16, "layers": 4, "heads": 2, "patch": 16, "size": 128}
 
 
 def test_a_patch_is_called_by_the_rarest_class_that_covers_an_eighth_of_it() -> None:
@@ -50,7 +51,8 @@ def test_features_lie_where_their_patches_do() -> None:
     found = probe.features(model, pictures)
     assert found.shape == (2, 4, 6, 16)
     with torch.inference_mode():
-        tokens = model(pictures[1:, None].repeat(1, 3, 1, 1)).last_hidden_state
+        mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+        tokens = model((pictures[1:, None].repeat(1, 3, 1, 1) - mean) / std).last_hidden_state
     torch.testing.assert_close(found[1, 2, 3], tokens[0, 1 + 2 * 6 + 3], atol=1e-5, rtol=1e-5)
 
 
