@@ -33,6 +33,7 @@ NEEDED = {
     "bitsandbytes": "bitsandbytes",
     "segment-anything": "segment_anything",
     "opencv-python-headless": "cv2",
+    "scikit-image": "skimage",
     "torchmetrics": "torchmetrics",
     "segmentation-models-pytorch": "segmentation_models_pytorch",
     "safetensors": "safetensors",

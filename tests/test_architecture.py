@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from geoseg.cli import check_overrides
 from geoseg.config import register_resolvers
+from geoseg.overrides import check_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACES = ("geoseg", "conf", "tests", "docs", "experiments", "notebooks", ".ci")

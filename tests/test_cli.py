@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from geoseg import sweep
-from geoseg.cli import check_overrides
+from geoseg import commands, sweep
+from geoseg.cli import COMMANDS
+from geoseg.overrides import check_overrides
 from geoseg.record import SCHEMA
 from tests.made_records import record
 
@@ -32,14 +33,31 @@ def record_paths(folder: Path) -> list[Path]:
 
 
 def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
-    program = (
-        "import sys; from geoseg.cli import main; code = main(['--help']);"
-        "heavy = {'torch', 'hydra', 'omegaconf', 'numpy', 'diffusers', 'rich', 'wandb', 'PIL'} & set(sys.modules);"
-        "sys.exit(f'imported {heavy}' if heavy else code)"
-    )
+    program = """if True:
+        import contextlib, sys
+        from geoseg.cli import COMMANDS, main
+        main(["--help"])
+        if modules := [name for name in sys.modules if name.startswith("geoseg.commands")]:
+            sys.exit(f"imported {modules}, and no command was asked for")
+        for name in COMMANDS:
+            if name != "run":  # lists settings, which takes Hydra
+                with contextlib.suppress(SystemExit):  # so argparse ends
+                    main([name, "--help"])
+        heavy = {"torch", "hydra", "omegaconf", "numpy", "diffusers", "rich", "wandb", "PIL"} & set(sys.modules)
+        sys.exit(f"imported {heavy}" if heavy else 0)
+    """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "geoseg run experiment=label_lora" in done.stdout
+    for name in ("demo", "evaluate", "predict", "compare", "fetch"):
+        assert f"\ngeoseg {name} " in done.stdout
+    for name in ("report", "export", "sync", "doctor", "status"):
+        assert f"usage: geoseg {name} " in done.stdout
+
+
+def test_every_command_is_a_module_and_every_module_a_command() -> None:
+    found = {path.stem for path in Path(commands.__path__[0]).glob("*.py")}
+    assert found == {*COMMANDS, "__init__"}
 
 
 def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,11 +104,11 @@ def test_the_whole_configuration_can_be_shown(
         (["num_train=3"], "no setting num_train; did you mean data.num_train?"),
         (["method.task.fit.epoch=3"], "did you mean method.task.fit.epochs?"),
         (["qwxyz=3"], "no setting qwxyz; geoseg run experiment=... --help lists those of an experiment"),
-        (["data.root=x"], "no setting data.root; data=dat or data=f3_facies or data=f3_faults or data=kohya or"),
+        (["data.root=x"], "no setting data.root; data=cityscapes or data=coco_stuff27 or data=dat or"),
         (["method.model.encoder=x"], "method=unet has it, so add method=unet"),
         (
             ["method=unet", "method.adapter.rank=4"],
-            "no setting method.adapter.rank; method=label_lora has it, which was not",
+            "no setting method.adapter.rank; method=label_lora or method=mask_diffusion has it, which was not",
         ),
         (["experiment=label_lore"], "no experiment=label_lore; did you mean experiment=label_lora?"),
         (["method=u-net"], "no method=u-net; did you mean method=unet?"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from geoseg.cli import check_overrides
+from geoseg.overrides import check_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = sorted(path.parent for path in (ROOT / "experiments").rglob("results.csv"))

@@ -192,6 +192,7 @@ def test_a_folder_of_pictures_in_tiles(
         (["input=in.png", "output=out", "evry=2"], "there is no setting evry; did you mean every?"),
         (["input=in.png", "output=out", "every=two"], "every=two: a whole number is wanted"),
         (["input=in.png", "output=out", "every=[2]"], "every=[2]: one value is wanted"),
+        (["input=in.png", "output=out", "every=[1"], "cannot read 'every=[1': while parsing"),
         (["input=in.png", "output=out", "every"], "a setting is typed key=value"),
         (["input=in.png", "output=out", "every=2"], "every=2 takes every n-th section of a SEG-Y volume"),
         (["input=in.png", "output=out", "every=0"], "whole numbers from 1 on"),

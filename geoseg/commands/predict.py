@@ -1,0 +1,119 @@
+"""geoseg predict: label maps of profiles that nobody has labelled."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from typing import Any
+
+USAGE = """\
+geoseg predict run=RUN input=FILE|FOLDER output=FOLDER [key=value ...]
+
+Labels profiles that nobody has labelled, by the method of a finished run. The input is a picture, a SEG-Y file (.sgy,
+.segy), or a folder of them. FOLDER gets labels/NAME.png (class indices in the palette's colours, 255 where there is no
+trace), overlays/NAME.png and manifest.json, which says "unfinished" until all is there. The same command goes on where
+an interrupted one stopped; a folder that holds something else is refused.
+
+  probs=true uncertainty=true   both as numbers (.npy) and as a grey picture, black 0 and white 1
+  every=10                      every tenth section of a SEG-Y volume
+  direction=crossline           its crosslines in place of its inlines
+  points=[[111,875],[133,892]]  one line through these corners, [inline,crossline]
+  inline_byte=9 crossline_byte=21   where trace headers hold the numbers (189 and 193)
+  endian=little                 the other order of bytes
+  ignore_geometry=true          a 2-D line: all traces in the order of the file
+  clip=98 per=section grey_range=[-5000,5000] turn=true   from amplitudes to greys, where the run's rule is not meant
+  tile=512 overlap=0.25         large pictures in blended tiles
+  batch=4 seed=1 accelerator=cpu progress=false runs=FOLDER trust=[PACKAGE]
+
+RUN is a run's folder, or its id or the beginning of it; method.model.path_or_id=FOLDER says where a checkpoint lies.
+
+  geoseg predict run=32d1375255 input=survey.sgy output=labelled every=10
+"""
+
+
+def command(words: list[str]) -> int:
+    """Labels profiles without label maps."""
+    if not words or any(word in ("-h", "--help") for word in words):
+        print(USAGE)
+        return 0 if words else 2
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from geoseg.places import DiskFull
+    from geoseg.quiet import quieten
+
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    quieten()
+    try:
+        settings, moved = _read(words)
+
+        from geoseg.label_maps import label_maps
+
+        manifest = label_maps(**settings, moved=moved)
+    except (ValueError, DiskFull) as error:
+        print(f"geoseg predict: {error}", file=sys.stderr)
+        return 4 if isinstance(error, DiskFull) else 2
+    except KeyboardInterrupt:
+        print("geoseg predict: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    count = len(manifest["sections"])
+    print(f"{count} label map{'s' if count > 1 else ''} by {manifest['method']} -> {settings['output']}")
+    return 0
+
+
+def _read(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the words say to ``label_maps``, before its libraries are loaded.
+
+    Returns:
+        Its arguments, and where checkpoints lie now, by their keys.
+
+    Raises:
+        ValueError: a word that is no setting of it, or a value that it does not take; or an input, an output or the
+            run is missing.
+    """
+    from geoseg.config import check_types
+    from geoseg.signatures import written_types
+
+    target = "geoseg.label_maps.label_maps"
+    declared = written_types(target)
+    moved: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"a setting is typed key=value, such as every=10; got {word!r}")
+        if key.startswith("method.") and "path" in key:
+            moved[key] = value
+        elif key not in declared:
+            near = difflib.get_close_matches(key, declared, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(declared)}"
+            raise ValueError(f"there is no setting {key}; {hint}")
+        elif declared[key] == {str}:  # a path means what it says, whatever letters are in it
+            settings[key] = value
+        else:
+            settings[key] = _value(word, key)
+    for key, what in (
+        ("run", "which run? run=RUN names its folder, runs/EXPERIMENT/RUN_ID, or its id"),
+        ("input", "label what? input=FILE or FOLDER names pictures or SEG-Y"),
+        ("output", "where to? output=FOLDER names a new folder"),
+    ):
+        if not settings.get(key):
+            raise ValueError(what)
+    check_types({"_target_": target, **settings}, declared=written_types)
+    for key, value in settings.items():
+        if isinstance(value, dict) or (isinstance(value, list) and list not in declared[key]):
+            raise ValueError(f"{key}={value}: one value is wanted")
+    return settings, moved
+
+
+def _value(word: str, key: str) -> Any:
+    """The value of key=value, read as YAML."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ValueError(f"cannot read {word!r}: {str(error).splitlines()[0]}") from None
+    return read[key]
