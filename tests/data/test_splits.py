@@ -140,10 +140,11 @@ def test_the_same_picture_under_two_names_is_told_before_any_work(tmp_path: Path
 def test_nothing_left_to_train_on_is_told_and_an_evaluation_needs_nothing(tmp_path: Path) -> None:
     source = Splits(pictures(tmp_path, ["a", "b"]), test=["*"])
     with pytest.raises(ValueError, match="0 labelled samples are there to choose from; change the splits"):
-        DataModule(source, num_train=None).prepare()
-    data = DataModule(source, num_train=None)
-    data.prepare(train=False)
-    assert data.names == {"train": [], "val": [], "test": ["a", "b"]}
+        DataModule(source, num_train=1).prepare()
+    for train in (True, False):  # what is to be trained refuses; what learns nothing, or is only evaluated, does not
+        data = DataModule(source, num_train=None)
+        data.prepare(train=train)
+        assert data.names == {"train": [], "val": [], "test": ["a", "b"]}
 
 
 def test_an_evaluation_knows_a_picture_by_the_piece_that_was_trained_on(
