@@ -23,7 +23,7 @@ from geoseg.metrics.intensity import LUMA, dice_loss, grey
 from geoseg.metrics.score import confusion, iou, pixel_accuracy
 from geoseg.palette import Palette
 from geoseg.tasks.evaluation import READING
-from geoseg.types import IGNORE
+from geoseg.types import IGNORE, ignored
 
 
 def draw_stages(pictures: Sequence[Mapping[str, Any]], classes: Mapping[str, str], path: Path, note: str = "") -> Path:
@@ -168,7 +168,8 @@ def draw_uncertainty(
 
     Args:
         pictures: dicts with ``name``, ``original`` [C, H, W] in [0, 1], ``target`` and ``labels`` int64 [H, W],
-            ``members`` int64 [M, H, W] and ``uncertainty`` float [H, W].
+            ``members`` int64 [M, H, W] and ``uncertainty`` float [H, W]. Of continuous targets these are float, and the
+            error is drawn in grey, black 0 and white 0.5 or more, below its mean.
         palette: colours of the classes.
         class_names: K names.
         path: a .png to write.
@@ -176,7 +177,8 @@ def draw_uncertainty(
     """
     count = len(pictures[0]["members"])
     members = [f"member {m + 1}" for m in range(count)]
-    columns = ["profile", "label", *members, "mean of all", "uncertainty", "wrong"]
+    continuous = pictures[0]["target"].is_floating_point()
+    columns = ["profile", "label", *members, "mean of all", "uncertainty", "error" if continuous else "wrong"]
     height, width = pictures[0]["target"].shape
     cell = 1.7 if height >= width else 2.6
     size = (cell * len(columns), (cell * height / width + 0.2) * len(pictures) + 0.8)
@@ -184,11 +186,17 @@ def draw_uncertainty(
     axes = figure.subplots(len(pictures), len(columns), squeeze=False)
     for row, picture in zip(axes, pictures, strict=True):
         target, labels, unsure = picture["target"], picture["labels"], picture["uncertainty"]
-        ignored = target == IGNORE
+        gaps = ignored(target)
         painted = palette.paint(torch.stack([target, *picture["members"], labels]))
-        wrong = (labels != target) & ~ignored
-        pale = 0.45 + 0.55 * grey(picture["original"][None])[0].expand(3, -1, -1)
-        error = torch.where(wrong, torch.tensor(WRONG).view(3, 1, 1), pale).masked_fill(ignored, 0.5)
+        if continuous:
+            apart = (labels - target).abs().masked_fill(gaps, 0)
+            error = (2 * apart[None]).clamp(max=1)
+            told = f"mean {float(apart.sum() / (~gaps).sum().clamp(min=1)):.3f}"
+        else:
+            wrong = (labels != target) & ~gaps
+            pale = 0.45 + 0.55 * grey(picture["original"][None])[0].expand(3, -1, -1)
+            error = torch.where(wrong, torch.tensor(WRONG).view(3, 1, 1), pale).masked_fill(gaps, 0.5)
+            told = f"{float(wrong.sum() / (~gaps).sum().clamp(min=1)):.0%} wrong"
         most = float(unsure.max())
         shown = [picture["original"], *painted, None, error]
         for axis, image in zip(row, shown, strict=True):
@@ -197,13 +205,14 @@ def draw_uncertainty(
         row[-2].imshow(unsure.numpy(), cmap="magma", vmin=0, vmax=most or 1)
         row[-2].set(xticks=[], yticks=[])
         row[-2].set_title(f"0 to {most:.2g}", fontsize=7.5, pad=2)
-        row[-1].set_title(f"{float(wrong.sum() / (~ignored).sum().clamp(min=1)):.0%} wrong", fontsize=7.5, pad=2)
+        row[-1].set_title(told, fontsize=7.5, pad=2)
         row[0].set_ylabel(picture["name"], fontsize=8, parse_math=False)
     for axis, title in zip(axes[0], columns, strict=True):
         own = axis.get_title()
         axis.set_title(f"{title}\n{own}" if own else title, fontsize=9)
     patches = [Patch(facecolor=c, edgecolor="0.4", label=n) for n, c in zip(class_names, palette.hex, strict=True)]
-    patches.append(Patch(facecolor=WRONG, edgecolor="0.4", label="wrong"))
+    if not continuous:
+        patches.append(Patch(facecolor=WRONG, edgecolor="0.4", label="wrong"))
     options = {"ncols": min(len(patches), max(1, int(size[0] / 1.5))), "fontsize": 7.5, "frameon": False}
     legend = figure.legend(handles=patches, loc="outside lower center", title=note, title_fontsize=7, **options)
     for text in legend.get_texts():
@@ -216,18 +225,28 @@ def draw_members(
 ) -> Path:
     """Mean IoU over the number of members, and the share of wrong pixels over the share that is kept.
 
+    Of mattes, SAD and MSE over the number of members.
+
     Args:
-        members: ``iou/mean`` of the mean of the first 1, 2, ... members, ``alone/iou/mean`` of each of them.
+        members: ``iou/mean`` of the mean of the first 1, 2, ... members, ``alone/iou/mean`` of each of them; of mattes
+            ``matte/sad`` and ``matte/mse``, too.
         risk_coverage: ``coverage``, and for every uncertainty the share of wrong pixels among the surest.
         path: a .png to write.
         note: a line above the figure that says what the numbers stand on.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     score_axis, risk_axis = figure.subplots(1, 2)
-    counts = range(1, len(members["iou/mean"]) + 1)
-    score_axis.plot(counts, members["iou/mean"], "o-", color="C0", label="mean of the first members")
-    score_axis.plot(counts, members["alone/iou/mean"], "x", color="C1", label="each member alone")
-    score_axis.set(xlabel="members", ylabel="mean IoU", title="score over members")
+    mattes = {"matte/sad": "SAD, thousands", "matte/mse": "MSE, thousandths"} if "matte/sad" in members else {}
+    shown = mattes or {"iou/mean": "mean IoU"}
+    for axis, (score, title) in zip((score_axis, risk_axis), shown.items(), strict=False):
+        counts = range(1, len(members[score]) + 1)
+        axis.plot(counts, members[score], "o-", color="C0", label="mean of the first members")
+        axis.plot(counts, members[f"alone/{score}"], "x", color="C1", label="each member alone")
+        axis.set(xlabel="members", ylabel=title, title="score over members")
+        axis.legend(fontsize=7, frameon=False)
+    if mattes:
+        figure.suptitle(note, fontsize=8, parse_math=False)
+        return _write(figure, path)
     named = {
         "own": "variance",
         "votes": "entropy of votes",
@@ -241,8 +260,7 @@ def draw_members(
         xlabel="share of pixels kept, the surest first", ylabel="share of these that is wrong", ylim=(0, None)
     )
     risk_axis.set_title("risk over coverage")
-    for axis in (score_axis, risk_axis):
-        axis.legend(fontsize=7, frameon=False)
+    risk_axis.legend(fontsize=7, frameon=False)
     figure.suptitle(note, fontsize=8, parse_math=False)
     return _write(figure, path)
 

@@ -339,6 +339,10 @@ class Job:
                 f"{self.where} ({self.method['title']}) has to be trained, and there is no sample to train on; give "
                 "data.num_train some, or another data set where it has none"
             )
+        try:
+            task.check_target(self.data.continuous)
+        except ValueError as error:
+            raise ValueError(f"{self.where} ({self.method['title']}): {error}") from None
         if isinstance(task, Tuning):
             if self.processes > 1:
                 raise ValueError(

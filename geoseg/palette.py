@@ -11,12 +11,16 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
-from geoseg.types import IGNORE
+from geoseg.types import IGNORE, ignored
 
 SFM_FACIES = ("#F19E9C", "#EB5C56", "#43972B", "#FEE76B", "#F3B677", "#0082F4")
 """The six facies colours of the SeismicFoundationModel data set, the source of the published label maps."""
+
+SOFTNESS = 0.1
+"""Softness of a palette that nothing else is said of, see ``Palette``."""
 
 IGNORED_COLOUR = (128, 128, 128)
 """Pixels to ignore are painted mid-grey, the one colour no palette may hold."""
@@ -28,7 +32,8 @@ class Palette:
     Args:
         colours: K colours as "#RRGGBB", at least two, all different.
         softness: RMS colour distance (0..1 per channel) at which a class loses a factor e of its probability;
-            0.1 lets a pixel half way between two colours stay undecided and one on a colour be sure of it.
+            0.1 lets a pixel half way between two colours stay undecided and one on a colour be sure of it. None, for
+            two colours, reads a mixture of them as what it is: of both as much as went into it.
 
     >>> palette = Palette(["#000000", "#ffffff"])
     >>> palette.paint(torch.tensor([[[0, 1]]]))[0, 0].tolist()
@@ -37,13 +42,17 @@ class Palette:
     [[[0, 1]]]
     """
 
-    def __init__(self, colours: Sequence[str], softness: float = 0.1) -> None:
+    def __init__(self, colours: Sequence[str], softness: float | None = SOFTNESS) -> None:
         self.hex = tuple(str(colour).upper() for colour in colours)
         self.softness = softness
         self.colours = torch.tensor([_rgb(colour) for colour in self.hex], dtype=torch.float32) / 255  # [K, 3]
         if len(set(self.hex)) != len(self.hex) or len(self.hex) < 2:
             raise ValueError(f"a palette needs at least two colours, all different; got {list(self.hex)}")
-        if softness <= 0:
+        if softness is None and len(self.hex) != 2:
+            raise ValueError(
+                f"softness=null reads mixtures of two colours, and there are {len(self.hex)}; give a number"
+            )
+        if softness is not None and softness <= 0:
             raise ValueError(f"softness must be above 0, got {softness}")
 
     def __repr__(self) -> str:
@@ -58,7 +67,8 @@ class Palette:
         """Draws a label map.
 
         Args:
-            labels: int64 [B, H, W] in 0..K-1, or 255 = ignore (painted mid-grey).
+            labels: int64 [B, H, W] in 0..K-1, or 255 = ignore (painted mid-grey). With two colours also float in
+                [0, 1], nan = ignore: as much of the second colour is mixed into the first.
 
         Returns:
             float32 [B, 3, H, W] in [0, 1].
@@ -66,16 +76,29 @@ class Palette:
         Raises:
             ValueError: a label has no colour.
         """
+        if labels.is_floating_point():
+            return self._mix(labels)
         labels = labels.long()
-        ignored = labels == IGNORE
-        if (((labels < 0) | (labels >= self.num_classes)) & ~ignored).any():
+        gaps = labels == IGNORE
+        if (((labels < 0) | (labels >= self.num_classes)) & ~gaps).any():
             raise ValueError(
                 f"labels {sorted(set(labels.unique().tolist()) - {IGNORE})} do not fit the {self.num_classes} colours; "
                 "give the palette one colour per class"
             )
         grey = torch.tensor([IGNORED_COLOUR], dtype=torch.float32) / 255
         table = torch.cat([self.colours, grey]).to(labels.device)  # [K + 1, 3]
-        return table[labels.masked_fill(ignored, self.num_classes)].permute(0, 3, 1, 2).contiguous()
+        return table[labels.masked_fill(gaps, self.num_classes)].permute(0, 3, 1, 2).contiguous()
+
+    def _mix(self, shares: Tensor) -> Tensor:
+        if self.num_classes != 2 or bool(((shares < 0) | (shares > 1)).any()):
+            raise ValueError(
+                f"a continuous target mixes two colours by shares in 0..1, got {self.num_classes} colours and values "
+                f"from {float(shares.nan_to_num(0.5).min()):g} to {float(shares.nan_to_num(0.5).max()):g}"
+            )
+        first, second = self.colours.to(shares.device).view(2, 1, 3, 1, 1)
+        grey = torch.tensor(IGNORED_COLOUR, device=shares.device).view(1, 3, 1, 1) / 255
+        mixed = first + shares.float()[:, None] * (second - first)
+        return torch.where(shares.isnan()[:, None], grey, mixed)
 
     def write(self, labels: Tensor, path: Path) -> None:
         """Writes a label map as a PNG whose pixel values are class indices and whose colours are the palette's.
@@ -97,12 +120,22 @@ class Palette:
             painted: float [B, 3, H, W] in [0, 1]; a grey picture [B, 1, H, W] counts as three equal channels.
 
         Returns:
-            float32 [B, K, H, W], a softmax over squared colour distance, so the nearest colour is the most probable.
+            float32 [B, K, H, W], a softmax over squared colour distance, so the nearest colour is the most probable;
+            without a softness the shares of the two colours in the nearest of their mixtures. For black and white,
+            or two greys, that goes by the mean of the three channels.
         """
-        return self.logits(painted).softmax(dim=1)
+        if self.softness is not None:
+            return self.logits(painted).softmax(dim=1)
+        first, second = self.colours.to(painted.device)
+        along = second - first
+        with torch.autocast(painted.device.type, enabled=False):
+            offset = painted.float().expand(-1, 3, -1, -1) - first.view(1, 3, 1, 1)
+            share = torch.einsum("bchw,c->bhw", offset, along / along.square().sum()).clamp(0, 1)
+        return torch.stack([1 - share, share], dim=1)
 
     def logits(self, painted: Tensor) -> Tensor:
         """What ``decode`` takes the softmax of, [B, K, H, W]: squared RMS distances over ``-softness**2``, shifted."""
+        assert self.softness is not None
         painted = painted.float().expand(-1, 3, -1, -1)
         colours = self.colours.to(painted.device)
         # |p - c|^2 without the [B, K, 3, H, W] intermediate; |p|^2 is the same for every class and drops out
@@ -110,6 +143,21 @@ class Palette:
             cross = torch.einsum("bchw,kc->bkhw", painted, colours)
         squared = colours.square().sum(1)[None, :, None, None] - 2 * cross
         return -squared / (3 * self.softness**2)
+
+    @property
+    def seams(self) -> bool:
+        """Whether somewhere on the line between two colours a third one is as near as they, so that it may be read.
+
+        >>> Palette(separated_palette(4)).seams, Palette(separated_palette(5)).seams
+        (False, True)
+        """
+        # where a third colour becomes as near as an end it stays so up to the middle: looking there is enough
+        middles = (self.colours[:, None] + self.colours) / 2  # [K, K, 3]
+        near = (middles[:, :, None] - self.colours).square().sum(-1)  # [K, K, K], to every colour
+        own = near.diagonal(dim1=0, dim2=2).T[:, :, None]  # to one of the ends; both are as far
+        i, j, k = torch.meshgrid(*[torch.arange(self.num_classes)] * 3, indexing="ij")
+        third = (k != i) & (k != j) & (i != j)
+        return bool(((near <= own + 1e-3) & third).any())
 
     def check_separated(self, margin: float) -> None:
         """Looks whether every colour keeps its distance from the lines between two others.
@@ -143,6 +191,20 @@ class Palette:
                 f"and {self.hex[i]} (class {i}), so a border between these two would be read as the third; wanted at "
                 f"least {margin:g}: choose other colours, or null for those that keep apart"
             )
+
+
+def without_gaps(target: Tensor) -> Tensor:
+    """A target [H, W] whose ignored pixels have the value of the nearest pixel that counts.
+
+    They are in no loss, but an autoencoder would let another colour bleed into cells that are.
+    """
+    gaps = ignored(target)
+    if not gaps.any():
+        return target
+    if gaps.all():
+        return torch.zeros_like(target)
+    rows, columns = ndimage.distance_transform_edt(gaps.numpy(), return_distances=False, return_indices=True)
+    return target[torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
 
 
 TETRAHEDRON = ((0.2, 0.2, 0.2), (0.8, 0.8, 0.2), (0.8, 0.2, 0.8), (0.2, 0.8, 0.8))

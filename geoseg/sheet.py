@@ -16,6 +16,7 @@ from geoseg.figures import draw_results
 from geoseg.palette import Palette, facies_palette
 from geoseg.report import Found
 from geoseg.summary import grouped
+from geoseg.types import classes_of
 
 PROFILES = 4
 """Profiles on a sheet unless some are named."""
@@ -91,6 +92,7 @@ def _draw(
 ) -> Path:
     rows = []
     for item in read_again(record, names, "--sheet"):
+        item["target"] = classes_of(item["target"])
         found = {method: _read(files[item["name"]]) for method, files in maps.items() if item["name"] in files}
         wrong = [method for method, labels in found.items() if labels.shape != item["target"].shape]
         if wrong:

@@ -23,7 +23,8 @@ class Sample(NamedTuple):
 
     Attributes:
         image: uint8 [H, W] (grey) or [H, W, 3] (colour).
-        target: uint8 [H, W], class indices, 255 = ignore; for a corpus of pictures, their regions.
+        target: uint8 [H, W], class indices, 255 = ignore; for a corpus of pictures, their regions. Where a source is
+            ``continuous``, float32 [H, W] in [0, 1], how much of a pixel is of the second of two classes, nan = ignore.
         caption: words that describe the picture, "" when nobody wrote any.
     """
 
@@ -37,7 +38,7 @@ class Batch(TypedDict):
 
     Attributes:
         image: float32 [B, C, H, W] in [0, 1]; every model applies its own normalisation.
-        target: int64 [B, *space], 255 = ignore.
+        target: int64 [B, *space], 255 = ignore; of a ``continuous`` source float32 in [0, 1], nan = ignore.
         name: sample ids, length B.
         index: int64 [B], position of each sample in its split, the key of its randomness.
         caption: words, length B; only corpora carry them.
@@ -55,7 +56,8 @@ class Prediction:
     """What every method says about a batch.
 
     Attributes:
-        probs: float [B, K, *space], class probabilities that sum to 1 over K.
+        probs: float [B, K, *space], class probabilities that sum to 1 over K; of continuous targets the shares that the
+            two classes have in a pixel.
         uncertainty: [B, *space] or None; larger is less sure.
         painted: [B, 3, H, W] in [0, 1] or None: the picture a generative method drew.
         stages: named pictures [B, 3, H, W] in [0, 1] in the order they were drawn; the last one is the answer.
@@ -80,9 +82,32 @@ class Prediction:
         """The most probable class of every pixel, int64 [B, *space]."""
         return self.probs.argmax(dim=1)
 
+    @property
+    def values(self) -> Tensor:
+        """What is said of a continuous target: the share of the second of two classes, float [B, *space] in [0, 1]."""
+        return self.probs[:, 1]
+
     def with_(self, **changes: Any) -> Prediction:
         """The same prediction with some fields replaced."""
         return replace(self, **changes)
+
+
+def ignored(target: Tensor) -> Tensor:
+    """Which pixels of a target no loss and no score looks at, bool of its shape.
+
+    >>> ignored(torch.tensor([1, 255])).tolist(), ignored(torch.tensor([1.0, float("nan")])).tolist()
+    ([False, True], [False, True])
+    """
+    return target.isnan() if target.is_floating_point() else target == IGNORE
+
+
+def classes_of(target: Tensor) -> Tensor:
+    """Class indices int64, 255 = ignore; of a continuous target the class that more than half of a pixel is of.
+
+    >>> classes_of(torch.tensor([0.2, 0.5, 0.7, float("nan")])).tolist()
+    [0, 0, 1, 255]
+    """
+    return (target > 0.5).long().masked_fill(target.isnan(), IGNORE) if target.is_floating_point() else target
 
 
 class Predictor(Protocol):

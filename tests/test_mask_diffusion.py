@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import geoseg
 from geoseg.data.elsewhere import Elsewhere
 from geoseg.data.profiles import ProfileFolder
-from geoseg.data.synthetic import SyntheticEarth
+from geoseg.data.synthetic import SyntheticEarth, SyntheticMattes
 from geoseg.export import export
 from tests.test_run import records
 
@@ -171,3 +171,69 @@ def test_what_cannot_be_tested_elsewhere_is_told(tmp_path: Path) -> None:
     changed = Elsewhere(SyntheticEarth(size=32, train=2, val=1, test=4), ProfileFolder(str(root)))
     assert changed.fingerprint(changed.names) != before
     assert changed.fingerprint(["train_0000"]) == joined.fingerprint(["train_0000"])
+
+
+MATTES = ["data.source.size=32", "data.source.train=4", "data.source.val=2", "data.source.test=2", "data.num_train=2"]
+
+
+def test_mattes_end_to_end(tiny: list[str], run_cli: Callable[..., int], tmp_path: Path) -> None:
+    """Trained on drawn mattes: every rival has its errors, and the autoencoder's own are what drawing cannot beat."""
+    words = [word for word in tiny if not word.startswith(("data.", "method="))]
+    unet = ["rivals.unet.model.depth=3", "rivals.unet.task.crop=32", "rivals.unet.task.fit.steps=2"]
+    unet += ["rivals.unet.task.fit.batch_size=2", "rivals.unet.task.schedule.warmup=0"]
+    assert run_cli("run", "experiment=mask_diffusion_matte", *words, *MATTES, *unet) == 0
+    found = {record["method"]: record for record in records(tmp_path / "runs").values()}
+    assert set(found) == {
+        "mask diffusion, matte",
+        "input as is",
+        "constant",
+        "the label through the autoencoder",
+        "U-Net, matte",
+    }
+    source = SyntheticMattes(size=32, train=4, val=2, test=2)
+    samples = [source.read(f"test_000{i}") for i in range(2)]
+    halves = [np.abs(sample.target - 0.5).sum() / 1000 for sample in samples]
+    as_is = [1000 * ((sample.image.mean(2) / 255 - sample.target) ** 2).mean() for sample in samples]
+    assert found["constant"]["scores"]["test/matte/sad"] == pytest.approx(np.mean(halves), rel=1e-4)
+    assert found["input as is"]["per_unit"]["test/matte/mse"] == pytest.approx(as_is, rel=1e-4)
+    record = found["mask diffusion, matte"]
+    assert record["members"]["matte/mse"][-1] == pytest.approx(record["scores"]["test/matte/mse"], rel=1e-4)
+    assert record["given"]["labels"] == 2 and found["the label through the autoencoder"]["given"]["labels"] == 0
+    folder = tmp_path / "runs" / "mask_diffusion_matte" / record["run_id"]
+    for name in ("uncertainty", "members", "stages", "training"):
+        assert (folder / "figures" / f"{name}.png").is_file()
+    with Image.open(folder / "predictions" / "mattes" / "test_0001.png") as picture:
+        said = np.asarray(picture) / 255
+    error = 1000 * ((said - samples[1].target) ** 2).mean()
+    assert error == pytest.approx(record["per_unit"]["test/matte/mse"][1], rel=2e-2)
+
+
+def test_mattes_learnt_from_drawings_are_tested_on_a_folder(
+    tiny: list[str], run_cli: Callable[..., int], tmp_path: Path
+) -> None:
+    source = SyntheticMattes(size=48, train=2, val=0, test=0, seed=3)
+    for part in ("images", "labels"):
+        (tmp_path / "real" / part).mkdir(parents=True)
+    for i, name in enumerate(source.names):
+        sample = source.read(name)
+        Image.fromarray(sample.image).save(tmp_path / "real" / "images" / f"photo{i}.png")
+        Image.fromarray(np.rint(255 * sample.target).astype(np.uint8)).save(tmp_path / f"real/labels/photo{i}.png")
+    words = [word for word in tiny if not word.startswith(("data.", "method="))]
+    drawn = [f"data.source.train.{name}" for name in ("size=32", "train=4", "val=2")]
+    real = ["data=mattes_elsewhere", f"data.root={tmp_path / 'real'}", "data.num_train=2"]
+    assert run_cli("run", "experiment=mask_diffusion_matte", *words, *real, *drawn, "rivals=null") == 0
+    (record,) = records(tmp_path / "runs").values()
+    assert record["data"]["test"] == ["photo0", "photo1"] and record["data"]["train"][0].startswith("train_")
+    assert record["scores"]["test/matte/sad"] > 0 and len(record["per_unit"]["test/matte/sad"]) == 2
+
+
+def test_methods_that_learn_classes_refuse_mattes(
+    tiny: list[str], run_cli: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [word for word in tiny if not word.startswith(("data.", "method"))]
+    assert run_cli("run", "data=mattes", "method=unet", *words, *MATTES) == 2
+    assert "method (U-Net): the data set has mattes, and this task learns classes" in capsys.readouterr().err
+    own = [word for word in tiny if not word.startswith("data.")]
+    assert run_cli("run", "data=mattes", *own, *MATTES) == 2
+    assert "this model reads colours as classes; use method=mask_diffusion_matte" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("record.json"))

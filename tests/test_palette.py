@@ -10,7 +10,14 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from geoseg.palette import IGNORED_COLOUR, SFM_FACIES, Palette, facies_palette, separated_palette
+from geoseg.palette import (
+    IGNORED_COLOUR,
+    SFM_FACIES,
+    Palette,
+    facies_palette,
+    separated_palette,
+    without_gaps,
+)
 
 THREE = ["#000000", "#FF0000", "#0082F4"]
 
@@ -124,3 +131,63 @@ def test_colours_between_others_are_told() -> None:
 def test_a_label_without_a_colour_is_an_error(label: int) -> None:
     with pytest.raises(ValueError, match="do not fit the 3 colours"):
         Palette(THREE).paint(torch.tensor([[[0, label]]]))
+
+
+def test_mixtures_of_two_colours_are_painted_and_read_back() -> None:
+    shares = torch.rand(2, 9, 7, generator=torch.Generator().manual_seed(4))
+    for colours in (["#000000", "#FFFFFF"], ["#333333", "#CCCCCC"], ["#FF8000", "#0040FF"]):
+        palette = Palette(colours, softness=None)
+        painted = palette.paint(shares)
+        ends = torch.tensor([ImageColor.getrgb(colour) for colour in colours]) / 255
+        wanted = ends[0] + shares[..., None] * (ends[1] - ends[0])
+        torch.testing.assert_close(painted, wanted.permute(0, 3, 1, 2))
+        probs = palette.decode(painted)
+        torch.testing.assert_close(probs[:, 1], shares, atol=1e-5, rtol=0)
+        torch.testing.assert_close(probs.sum(1), torch.ones_like(shares))
+        # the classes of a mask are mixtures of all and nothing
+        mask = (shares > 0.5).long()
+        assert torch.equal(palette.decode(palette.paint(mask)).argmax(1), mask)
+
+
+def test_one_channel_is_read_by_the_mean_of_three() -> None:
+    picture = torch.rand(2, 3, 6, 5, generator=torch.Generator().manual_seed(5)) * 1.4 - 0.2
+    torch.testing.assert_close(
+        Palette(["#000000", "#FFFFFF"], None).decode(picture)[:, 1], picture.mean(1).clamp(0, 1), atol=1e-6, rtol=0
+    )
+    wanted = ((picture.mean(1) - 0.2) / 0.6).clamp(0, 1)
+    torch.testing.assert_close(Palette(separated_palette(2), None).decode(picture)[:, 1], wanted, atol=1e-6, rtol=0)
+
+
+def test_shares_that_cannot_be_painted() -> None:
+    grey = Palette(["#000000", "#FFFFFF"], None).paint(torch.tensor([[[math.nan, 1.0]]]))
+    assert (255 * grey[0, 0]).round().tolist() == [[IGNORED_COLOUR[0], 255]]
+    with pytest.raises(ValueError, match="got 3 colours and values from 0 to 1"):
+        Palette(THREE).paint(torch.tensor([[[0.0, 1.0]]]))
+    with pytest.raises(ValueError, match=r"got 2 colours and values from 0.5 to 1\.5"):
+        Palette(THREE[:2]).paint(torch.tensor([[[0.5, 1.5]]]))
+    with pytest.raises(ValueError, match="mixtures of two colours, and there are 3"):
+        Palette(THREE, None)
+
+
+def test_gaps_take_the_nearest_value() -> None:
+    labels = torch.tensor([[0, 255, 255, 255, 3]])
+    assert without_gaps(labels).tolist() == [[0, 0, 0, 3, 3]] or without_gaps(labels).tolist() == [[0, 0, 3, 3, 3]]
+    assert without_gaps(torch.tensor([[math.nan, 0.25, 0.5]])).tolist() == [[0.25, 0.25, 0.5]]
+    assert without_gaps(torch.full((1, 2), 255)).tolist() == [[0, 0]]
+    assert without_gaps(labels[:, :1]) is not None and torch.equal(without_gaps(labels[:, :1]), labels[:, :1])
+
+
+def test_where_borders_may_be_read_as_a_third_class() -> None:
+    """By brute force along every line: a third colour that is as near as the ends."""
+    for num_classes in range(2, 9):
+        palette = Palette(separated_palette(num_classes))
+        shares = torch.linspace(0, 1, 401)[:, None]
+        found = False
+        for i in range(num_classes):
+            for j in range(i):
+                line = (1 - shares) * palette.colours[i] + shares * palette.colours[j]
+                apart = torch.cdist(line, palette.colours)
+                third = [k for k in range(num_classes) if k not in (i, j)]
+                ends = apart[:, [i, j]].amin(1)
+                found |= bool(third) and bool((apart[:, third].amin(1) <= ends + 1e-3).any())
+        assert palette.seams == found == (num_classes > 4)

@@ -20,7 +20,7 @@ class Elsewhere:
         test: what is scored.
 
     Raises:
-        ValueError: the sources differ in the number of classes, or share the name of a sample.
+        ValueError: the sources differ in the number of classes or in the kind of target, or share the name of a sample.
     """
 
     def __init__(self, train: Source, test: Source) -> None:
@@ -33,6 +33,13 @@ class Elsewhere:
         self.train, self.test = train, test
         learnt = [name for name in train.names if train.split(name) != "test"]
         scored = [name for name in test.names if test.split(name) == "test"] or list(test.names)
+        self.continuous = bool(getattr(train, "continuous", False))
+        if self.continuous != getattr(test, "continuous", False):
+            mattes, maps = (train, test) if self.continuous else (test, train)
+            raise ValueError(
+                f"{mattes.title} has mattes and {maps.title} has classes; what is learnt and scored must be of one "
+                "kind, see data.source.test.continuous"
+            )
         both = sorted(set(learnt) & set(scored))
         if both:
             raise ValueError(f"both sources have a sample called {both[0]}; rename the files of the test set")

@@ -14,14 +14,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geoseg.data.profiles import natural
 from geoseg.data.sampling import Shared, Shares, Visits, choose_random, choose_representative
 from geoseg.data.source import Source
-from geoseg.palette import Palette, facies_palette
+from geoseg.palette import SOFTNESS, Palette, facies_palette
 from geoseg.quoting import typed
 
 
 class Split(Dataset[dict[str, Any]]):
     """The samples of one split as tensors.
 
-    Item ``i`` holds ``image`` float32 [C, H, W] in [0, 1], ``target`` int64 [H, W], ``name``, ``index``, ``caption``.
+    Item ``i`` holds ``image`` float32 [C, H, W] in [0, 1], ``target`` int64 [H, W], or float32 where it is continuous,
+    ``name``, ``index`` and ``caption``.
     Samples are kept in memory once read, up to ``keep`` of them.
     """
 
@@ -43,9 +44,10 @@ class Split(Dataset[dict[str, Any]]):
             return self._read[index]
         sample = self.source.read(self.names[index])
         image = torch.from_numpy(np.array(sample.image)).float() / 255
+        kind = np.float32 if sample.target.dtype.kind == "f" else np.int64
         item = {
             "image": image[None] if image.ndim == 2 else image.permute(2, 0, 1).contiguous(),
-            "target": torch.from_numpy(sample.target.astype(np.int64)),
+            "target": torch.from_numpy(sample.target.astype(kind)),
             "name": self.names[index],
             "index": index,
             "caption": sample.caption,
@@ -84,7 +86,7 @@ class DataModule(pl.LightningDataModule):
 
     Args:
         source: the data set.
-        palette: K colours "#RRGGBB"; None takes the published facies colours.
+        palette: K colours "#RRGGBB"; None takes the published facies colours, of a continuous source black and white.
         num_train: labelled samples used for training; None means all that num_val and num_test leave, and none where
             the source has samples for other splits alone, which is enough for methods that learn nothing.
         select: "random" (by seed), "representative" (class coverage) or a list of names.
@@ -133,7 +135,8 @@ class DataModule(pl.LightningDataModule):
         self.published_batch, self.published_flips = published_batch, published_flips
         self.palette: Palette | None = None  # a corpus of captioned pictures has no classes
         if source.num_classes:
-            self.palette = Palette(palette if palette is not None else facies_palette(source.num_classes))
+            own = ["#000000", "#FFFFFF"] if self.continuous else facies_palette(source.num_classes)
+            self.palette = Palette(own if palette is None else palette, None if self.continuous else SOFTNESS)
         if self.palette is not None and self.palette.num_classes != source.num_classes:
             raise ValueError(
                 f"data.palette has {self.palette.num_classes} colours, the data set has {source.num_classes} classes "
@@ -162,6 +165,11 @@ class DataModule(pl.LightningDataModule):
     def num_classes(self) -> int:
         """K of the source."""
         return self.source.num_classes
+
+    @property
+    def continuous(self) -> bool:
+        """Whether targets are shares of the second of two classes, as mattes and depth maps are."""
+        return bool(getattr(self.source, "continuous", False))
 
     def prepare(self, train: bool = True) -> None:
         """Chooses the splits and checks every sample in them, before any work starts.

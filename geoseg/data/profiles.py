@@ -47,6 +47,8 @@ class ProfileFolder:
         grey_range: values of profiles with more than 8 bits that become black and white, such as [0, 65535]; None
             refuses such profiles.
         unit: what an independent unit is.
+        continuous: label maps are mattes, 8-bit grey: 0 is nothing of the second of two classes, 255 all of it; none is
+            ignored.
         split_file: a text file in root, or anywhere, with a line ``name,split`` for every profile, where the split is
             train, val or test; profiles that it does not name are left out. None leaves the choice to the data module.
 
@@ -65,7 +67,14 @@ class ProfileFolder:
         grey_range: Sequence[float] | None = None,
         unit: str = "section",
         split_file: str | None = None,
+        continuous: bool = False,
     ) -> None:
+        if continuous and (label_values is not None or num_classes not in (None, 2)):
+            raise ValueError(
+                "data.source.continuous=true takes label maps for mattes between two classes; leave "
+                "data.source.label_values and data.source.num_classes away"
+            )
+        self.continuous = continuous
         self.unit = unit
         self._splits: dict[str, str] = {}
         if grey_range is not None:
@@ -82,7 +91,9 @@ class ProfileFolder:
         self._labels = self._pictures(labels, "data.source.labels")
         self.names = sorted(self._images.keys() & self._labels.keys())
         self._values = None if label_values is None else list(label_values)
-        if self._values is not None:
+        if continuous:
+            self.num_classes = 2
+        elif self._values is not None:
             self.num_classes = len(self._values)
         elif num_classes is not None:
             self.num_classes = num_classes
@@ -103,7 +114,7 @@ class ProfileFolder:
             )
 
     def read(self, name: str) -> Sample:
-        """Reads one pair; image uint8 [H, W] or [H, W, 3], target uint8 [H, W]."""
+        """Reads one pair; image uint8 [H, W] or [H, W, 3], target uint8 [H, W], or float32 of a matte."""
         image = read_profile(self._images[name], self._grey_range)
         return Sample(image, self._indices(read_label(self._labels[name])))
 
@@ -186,7 +197,8 @@ class ProfileFolder:
     def _faults(self, names: Sequence[str]) -> list[str]:
         wrong: list[str] = []
         copies = Copies(self.split)
-        known = set(self._values) if self._values is not None else set(range(self.num_classes))
+        indices = range(256 if self.continuous else self.num_classes)
+        known = set(indices if self._values is None else self._values)
         for name in sorted(names, key=natural):
             profile, label = self._images[name].name, self._labels[name].name
             try:
@@ -213,7 +225,7 @@ class ProfileFolder:
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """Hash of names, file contents and what label and grey values mean."""
-        digest = hashlib.sha256(repr(self._values).encode())
+        digest = hashlib.sha256(repr(self._values).encode() + b"continuous" * self.continuous)
         if self._grey_range is not None:
             digest.update(repr([float(value) for value in self._grey_range]).encode())
         for name in names:
@@ -309,6 +321,8 @@ class ProfileFolder:
         return count
 
     def _indices(self, target: np.ndarray) -> np.ndarray:
+        if self.continuous:
+            return target.astype(np.float32) / 255
         if self._values is None:
             return target
         table = np.full(256, IGNORE, np.uint8)

@@ -145,5 +145,7 @@ def choose_representative(source: Source, names: Sequence[str], count: int, seed
 
 
 def _areas(target: np.ndarray, num_classes: int) -> np.ndarray:
+    if target.dtype.kind == "f":  # shares of the second of two classes
+        return np.array([np.nansum(1 - target), np.nansum(target)]) / max(1, target.size)
     counts = np.bincount(target[target != IGNORE].ravel(), minlength=num_classes)[:num_classes]
     return counts / max(1, target.size)

@@ -272,3 +272,52 @@ def random_colours(rng: np.random.Generator, count: int, apart: float = 0.35) ->
         first = int(np.argmax(near >= apart)) if (near >= apart).any() else int(near.argmax())
         chosen = np.concatenate([chosen, drawn[first : first + 1]])
     return chosen
+
+
+def matte(rng: np.random.Generator, size: Size, most: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Draws soft-edged, hairy or see-through things over a textured ground, and how much of every pixel they cover.
+
+    Every pixel is composed as alpha * thing + (1 - alpha) * ground, one thing upon the other, with the alpha that is
+    given back; only the picture is rounded, to 8 bits.
+
+    Args:
+        rng: its only source of randomness.
+        size: height and width, pixels.
+        most: things at the most; at least one.
+
+    Returns:
+        uint8 [H, W, 3], and float32 [H, W] with alpha in [0, 1]; 0 is ground, 1 things alone.
+    """
+    picture = (leaves if rng.random() < 0.5 else surface)(rng, size)
+    left = np.ones(size, np.float32)  # of the ground
+    for _ in range(int(rng.integers(1, most + 1))):
+        alpha = _soft(rng, size)
+        tint = rng.uniform(-0.3, 0.3, 3).astype(np.float32)
+        thing = np.clip(surface(rng, size) + tint, 0, 1)
+        picture = alpha[..., None] * thing + (1 - alpha[..., None]) * picture
+        left = left * (1 - alpha)
+    return np.rint(255 * picture).astype(np.uint8), 1 - left
+
+
+def _soft(rng: np.random.Generator, size: Size) -> np.ndarray:
+    """Alpha float32 [H, W] of one lobed thing: its edge hard or soft all around, or drawn out into hairs."""
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32) / np.float32(size[0])
+    wide = size[1] / size[0]
+    y, x = y - np.float32(rng.uniform(0.2, 0.8)), x - np.float32(wide * rng.uniform(0.2, 0.8))
+    turn = np.arctan2(y, x)
+    radius = rng.uniform(0.12, 0.32)
+    outline = np.full(size, radius, np.float32)
+    for lobes in range(2, 6):
+        outline += np.float32(radius * rng.uniform(0, 0.35 / lobes)) * np.sin(lobes * turn + rng.uniform(0, 2 * np.pi))
+    edge = np.exp(rng.uniform(np.log(0.01), np.log(0.12)))  # how wide, in picture heights
+    if rng.random() < 0.4:  # hairs: each direction reaches as far as it likes
+        hairs = rng.random(int(rng.integers(40, 160)), dtype=np.float32)
+        place = (turn / (2 * np.pi) + 0.5) * len(hairs)
+        first = np.floor(place).astype(int)
+        share = (place - first).astype(np.float32)
+        reach = hairs[first % len(hairs)] * (1 - share) + hairs[(first + 1) % len(hairs)] * share
+        outline += np.float32(radius * rng.uniform(0.2, 0.6)) * reach**2
+    inside = np.clip((outline - np.hypot(x, y)) / np.float32(edge) + np.float32(0.5), 0, 1)
+    dense = 1.0 if rng.random() < 0.75 else rng.uniform(0.3, 0.9)  # glass and smoke
+    soft: np.ndarray = np.float32(dense) * inside * inside * (3 - 2 * inside)
+    return soft

@@ -20,8 +20,9 @@ class Source(Protocol):
 
     A source may also have ``repeats(name) -> int``, how often an epoch meets a sample; without it that is once. And
     ``block(name) -> str``, the independent unit that a sample is part of, such as the section or the spatial block that
-    it was cut from; without it every sample is a unit of its own. One whose samples are pieces has ``whole(name)``, the
-    picture that a piece was cut from.
+    it was cut from; without it every sample is a unit of its own. Where ``continuous`` is true, targets are no class
+    indices but say how much of a pixel is of the second of two classes, see ``geoseg.types.Sample``. One whose samples
+    are pieces has ``whole(name)``, the picture that a piece was cut from.
     """
 
     title: str

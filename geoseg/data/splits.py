@@ -111,6 +111,7 @@ class Splits:
         self.source = source
         self.title, self.unit = source.title, source.unit
         self.num_classes, self.class_names = source.num_classes, source.class_names
+        self.continuous = bool(getattr(source, "continuous", False))
         lists = {"train": train, "val": val, "test": test}
         named = {split: self._matching(split, patterns or []) for split, patterns in lists.items()}
         for name in source.names:

@@ -214,6 +214,33 @@ class SyntheticScenes(Drawn):
         return self.look, self.materials, self.size, self.seed
 
 
+class SyntheticMattes(Drawn):
+    """Drawn things with soft edges, hairs or glass over textured grounds, and the exact matte that composed them.
+
+    Args:
+        size: height and width, pixels.
+        train: how many samples to learn from.
+        val: how many to choose by.
+        test: how many to judge by.
+        seed: another seed gives other pictures.
+    """
+
+    continuous = True
+
+    def __init__(self, size: int = 128, train: int = 64, val: int = 8, test: int = 8, seed: int = 0) -> None:
+        counts = {"train": train, "val": val, "test": test}
+        super().__init__("synthetic mattes", counts, 4, size, seed, "picture", ("ground", "thing"))
+
+    def read(self, name: str) -> Sample:
+        """Draws one sample: image uint8 [size, size, 3], target float32 [size, size], alpha in [0, 1]."""
+        rng = numpy_stream(self.seed, "mattes", *self.where(name))
+        return Sample(*scenes.matte(rng, (self.size, self.size)))
+
+    def parameters(self) -> tuple[str | int, ...]:
+        """Size and seed; how many there are changes no picture."""
+        return self.size, self.seed
+
+
 QUALITIES = ("", "8k, ", "ultra-high resolution, ", "8k, ultra-high resolution, ", "high quality, ")
 
 SUBJECTS = {

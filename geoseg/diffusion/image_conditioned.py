@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, pad
 
 from geoseg.diffusion.codec import Codec
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
 from geoseg.diffusion.objectives import PREDICTION_TYPES
-from geoseg.palette import Palette, separated_palette
+from geoseg.palette import SOFTNESS, Palette, separated_palette
 
 FINETUNE = ("lora", "full", "conv_in")
 """What is trained of the denoising network; the widened convolution always is."""
@@ -39,7 +40,10 @@ class ImageConditioned(nn.Module):
             from noise alone; needs "v_prediction".
         colours: K colours "#RRGGBB" that label maps are painted in; None takes ``separated_palette``. Those of the data
             set may not do: a border between two classes is drawn in colours between theirs.
-        softness: temperature of the probabilities that are read from colours, see ``Palette``.
+        softness: temperature of the probabilities that are read from colours, see ``Palette``; None, for mattes and
+            other continuous targets, reads mixtures of two colours as shares.
+        even: side in pixels of the square over which probabilities are averaged; 1 averages none. None: 3 where a
+            border may be read as a third class (``Palette.seams``), which leaves a line too thin for a mean; else 1.
         margin: smallest RMS distance (0..1 per channel) of a colour to the line between two others.
 
     Raises:
@@ -60,7 +64,8 @@ class ImageConditioned(nn.Module):
         prediction_type: str | None = "v_prediction",
         zero_snr: bool = True,
         colours: Sequence[str] | None = None,
-        softness: float = 0.1,
+        softness: float | None = SOFTNESS,
+        even: int | None = None,
         margin: float = 0.1,
     ) -> None:
         super().__init__()
@@ -69,6 +74,8 @@ class ImageConditioned(nn.Module):
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if prediction_type not in (None, *PREDICTION_TYPES):
             raise ValueError(f"prediction_type must be {', '.join(PREDICTION_TYPES)} or null, got {prediction_type!r}")
+        if even is not None and (even < 1 or not even % 2):
+            raise ValueError(f"even must be an odd number of pixels, 1 for none, or null; got {even}")
         channels, own = base.codec.channels, base.unet.config.in_channels
         if own != channels:
             raise ValueError(
@@ -86,6 +93,7 @@ class ImageConditioned(nn.Module):
             raise ValueError(f"colours: {self.palette.num_classes} for {num_classes} classes; give one per class")
         self.palette.check_separated(margin)
         self.num_classes, self.finetune, self.order = num_classes, finetune, order
+        self.even = even if even is not None else 3 if self.palette.seams else 1
         self.base = base
         _widen(base, weight, bias)
         base.unet.requires_grad_(finetune == "full")
@@ -116,6 +124,13 @@ class ImageConditioned(nn.Module):
     def unet(self) -> nn.Module:
         """The denoising network."""
         return self.base.unet
+
+    def read(self, painted: Tensor) -> Tensor:
+        """Class probabilities [B, K, H, W] of what was painted, [B, 3, H, W] in [0, 1], each that of its square."""
+        probs = self.palette.decode(painted)
+        if self.even == 1:
+            return probs
+        return avg_pool2d(pad(probs, (self.even // 2,) * 4, mode="replicate"), self.even, stride=1)
 
     def parts(self) -> dict[str, nn.Module]:
         """What an adapter may be attached to; nothing where the network is trained, or kept, as it is."""

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 
 from geoseg import progress
 from geoseg.predictors.regions import as_prediction, enlarged_winners
-from geoseg.types import IGNORE, Prediction
+from geoseg.types import IGNORE, Prediction, classes_of
 
 ROUNDS = 50
 """Of K-means, which has come to rest long before on such data."""
@@ -70,7 +70,8 @@ class KMeansRegions(nn.Module):
         if self.clusters is not None:
             return self
         knowing = copy.copy(self)
-        knowing._truth = [max(1, len(one[one != IGNORE].unique())) for one in target]
+        classes = classes_of(target)
+        knowing._truth = [max(1, len(one[one != IGNORE].unique())) for one in classes]
         return knowing
 
     @torch.inference_mode()

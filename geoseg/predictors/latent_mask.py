@@ -82,7 +82,7 @@ class LatentMask(nn.Module):
         latent = self._drawn(shown, start)
         painted = torch.cat([self.model.codec.decode(some) for some in latent.split(self.batch)])
         painted = painted[..., :height, :width]
-        return Prediction(probs=self.model.palette.decode(painted), painted=painted)
+        return Prediction(probs=self.model.read(painted), painted=painted)
 
     def rehearse(self, picture: Tensor) -> None:
         """One step of ``predict`` for pictures without content, for ``geoseg.memory``."""

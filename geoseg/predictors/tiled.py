@@ -62,8 +62,9 @@ class Tiled(nn.Module):
             generator: one per image. An image of several tiles draws one seed per tile from it.
 
         Returns:
-            The blended prediction: ``probs``, ``uncertainty``, ``painted`` and all stages; ``facts`` are means over
-            the tiles of an image.
+            The blended prediction: ``probs``, ``uncertainty``, ``members``, ``painted`` and all stages; ``facts`` are
+            means over the tiles of an image. An uncertainty is that of the tiles and not of blended members, which
+            differ less where tiles overlap, since two draws are averaged there.
 
         Raises:
             ValueError: not one generator per image, or the predictor does not label the pixels of its tiles.
@@ -119,6 +120,8 @@ class _Blend:
             tiles["uncertainty", ""] = prediction.uncertainty
         if prediction.painted is not None:
             tiles["painted", ""] = prediction.painted
+        if prediction.members is not None:
+            tiles["members", ""] = prediction.members
         tiles |= {("stage", name): stage for name, stage in prediction.stages.items()}
 
         count, height, width = self.size
@@ -149,6 +152,7 @@ class _Blend:
         return Prediction(
             probs=probs / probs.sum(dim=1, keepdim=True),
             uncertainty=done.get(("uncertainty", "")),
+            members=done.get(("members", "")),
             # a mean of pictures in [0, 1] may leave it by one rounding
             painted=None if painted is None else painted.clamp(0, 1),
             stages={name: stage.clamp(0, 1) for (field, name), stage in done.items() if field == "stage"},

@@ -236,6 +236,9 @@ class DenoisingTask(Task):
     def shown(self, item: dict[str, Any]) -> Tensor:
         return super().shown(item) if self.paint else self._picture(item)
 
+    def check_target(self, continuous: bool) -> None:
+        """Paints either."""
+
     def loss(self, batch: dict[str, Any]) -> Tensor:
         return self._losses(batch["latent"], batch["noise"], batch["time"], self._condition(batch["caption"]))
 

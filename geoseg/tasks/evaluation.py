@@ -13,12 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from geoseg.metrics.intensity import IntensityDice
+from geoseg.metrics.matte import MATTES, MatteError, matte_errors
 from geoseg.metrics.regions import RegionScore
 from geoseg.metrics.score import SegmentationScore, batch_scores, confusion, dice, iou, pixel_accuracy
 from geoseg.metrics.uncertainty import COVERAGES, CalibrationError, Ranking, entropy, vote_entropy
 from geoseg.palette import Palette
 from geoseg.randomness import stream
-from geoseg.types import Batch, Prediction, Predictor, Told
+from geoseg.types import Batch, Prediction, Predictor, Told, classes_of
 
 READING = "read as classes"
 """Name of the column with the label map, where the last stage is a picture."""
@@ -48,6 +49,9 @@ class EvaluationTask(pl.LightningModule):
     once the method is warm, ``facts`` the mean of every fact and ``pictures`` the first few images with all their
     stages. ``risk_coverage`` holds the share of wrong pixels among the surest ones for every uncertainty there is, and
     ``members`` the scores of the mean of an ensemble's first 1, 2, ... members, and of each of them alone.
+
+    Continuous targets are scored by the errors of mattes, and by class scores of what more than half of a pixel is of.
+    Shares of two classes say nothing about how sure a method is, so none of the scores of that are taken there.
 
     Args:
         predictor: the method.
@@ -83,11 +87,13 @@ class EvaluationTask(pl.LightningModule):
         self._mirrored: list[Tensor] = []
         self._meters = nn.ModuleDict()
         self._regions: RegionScore | None = None  # of a method that finds regions without names
+        self._mattes = MatteError()
         self._facts: dict[str, list[Tensor]] = {}
         self._calibration = CalibrationError()
         self._rankings: dict[str, Ranking] = {}
         self._together: Tensor | None = None  # [M, K, K], of the mean of the first 1, 2, ... members
         self._alone: Tensor | None = None  # [M, K, K], of each member
+        self._matted: list[Tensor] = []  # of every image [2, M, 2], SAD and MSE of the same
         self.risk_coverage: dict[str, list[float]] = {}
         self.members: dict[str, list[float]] = {}
         self.scores: dict[str, float] = {}
@@ -107,19 +113,22 @@ class EvaluationTask(pl.LightningModule):
         return 1000 * sum(seconds for seconds, _ in warm) / sum(images for _, images in warm) if warm else None
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        image, target = batch["image"], batch["target"]
+        image, truth = batch["image"], batch["target"]
+        target = classes_of(truth)
         started = time.perf_counter()
         try:
             generators = [stream(self.seed, "predict", name) for name in batch["name"]]
-            prediction = self._informed(target).predict(image, generators)
+            prediction = self._informed(truth).predict(image, generators)
         except OverflowError as error:
             raise ValueError(f"{', '.join(batch['name'])}: {error}") from error
         if image.is_cuda:
             torch.cuda.synchronize(image.device)  # a GPU is still at work when ``predict`` returns
         self._times.append((time.perf_counter() - started, len(image)))
         self.seconds += self._times[-1][0]
-        label_picture = self.palette.paint(target)
-        answer = prediction.painted if prediction.painted is not None else self.palette.paint(prediction.labels)
+        continuous = truth.is_floating_point()
+        found = prediction.values if continuous else prediction.labels
+        label_picture = self.palette.paint(truth)
+        answer = prediction.painted if prediction.painted is not None else self.palette.paint(found)
         self._meter("answer")(prediction.labels, target, image, answer, label_picture)
         for stage, picture in prediction.stages.items():
             labels = self.palette.decode(picture).argmax(1)
@@ -132,11 +141,15 @@ class EvaluationTask(pl.LightningModule):
             self._facts.setdefault(fact, []).append(values.float().cpu())
         if self.published is not None:
             self._count(self.published, batch, prediction)
-        self._doubt(prediction, target)
+        if continuous:
+            self._mattes.update(prediction.values, truth)
+        self._doubt(prediction, truth)
         self.names += batch["name"]
         self._remember(batch, prediction, answer, label_picture)
         if self.folder is not None:
             self._write(self.folder, batch["name"], prediction)
+            if continuous:
+                self._write_pictures(self.folder / "mattes", batch["name"], prediction.values[:, None])
 
     def on_test_epoch_end(self) -> None:
         self.facts = {fact: float(torch.cat(values).mean()) for fact, values in self._facts.items()}
@@ -168,31 +181,45 @@ class EvaluationTask(pl.LightningModule):
         """The method, or what it becomes where it is a control that is told something of the truth."""
         return self.predictor.told(target) if isinstance(self.predictor, Told) else self.predictor
 
-    def _doubt(self, prediction: Prediction, target: Tensor) -> None:
-        """How sure the answer is, beside where it is wrong."""
+    def _doubt(self, prediction: Prediction, truth: Tensor) -> None:
+        """How sure the answer is, beside where it is wrong; ``truth`` is the target as the data has it."""
         labels, members = prediction.labels, prediction.members
-        unsure = {"entropy": entropy(prediction.probs)}
-        if prediction.uncertainty is not None:
+        continuous, target = truth.is_floating_point(), classes_of(truth)
+        unsure = {} if continuous else {"entropy": entropy(prediction.probs)}
+        if prediction.uncertainty is not None and not continuous:
             unsure["own"] = prediction.uncertainty
         if members is not None:
-            unsure |= {"votes": vote_entropy(members), "one_member": entropy(members[:, 0])}
+            if not continuous:
+                unsure |= {"votes": vote_entropy(members), "one_member": entropy(members[:, 0])}
             # a member at a time: their means at once would take as much memory again
-            mean, counted = torch.zeros_like(members[:, 0]), []
+            mean, counted, matted = torch.zeros_like(members[:, 0]), [], []
             for m in range(members.shape[1]):
                 mean = mean + members[:, m]
                 both = (mean.argmax(1), members[:, m].argmax(1))
+                if continuous:
+                    matted.append([matte_errors(one[:, 1], truth) for one in (mean / (m + 1), members[:, m])])
                 counted.append([confusion(one.to(target.device), target, members.shape[2]).sum(0) for one in both])
             together, alone = (torch.stack(some).cpu() for some in zip(*counted, strict=True))
             self._together = together if self._together is None else self._together + together
             self._alone = alone if self._alone is None else self._alone + alone
+            if continuous:
+                errors = torch.stack([torch.stack(some) for some in matted])  # [M, 2, 2, B]
+                self._matted += errors.permute(3, 1, 0, 2).unbind()
         for name, values in unsure.items():
             self._rankings.setdefault(name, Ranking()).update(values, labels, target)
-        self._calibration.update(prediction.probs, target)
+        if not continuous:
+            self._calibration.update(prediction.probs, target)
 
     def _doubts(self) -> None:
         """Scores of how sure the answers were."""
-        found, per_unit = {"calibration/error": float(self._calibration.compute())}, {}
-        per_unit["calibration/error"] = self._calibration.per_image()
+        found: dict[str, float] = {}
+        per_unit: dict[str, list[float]] = {}
+        if self._mattes.errors:
+            found |= {name: float(value) for name, value in self._mattes.compute().items()}
+            per_unit |= self._mattes.per_image()
+        else:
+            found["calibration/error"] = float(self._calibration.compute())
+            per_unit["calibration/error"] = self._calibration.per_image()
         for name, ranking in self._rankings.items():
             found |= {f"uncertainty/{name}/{score}": float(value) for score, value in ranking.compute().items()}
             per_unit |= {f"uncertainty/{name}/{score}": values for score, values in ranking.per_image().items()}
@@ -206,14 +233,17 @@ class EvaluationTask(pl.LightningModule):
                 scores = {"iou/mean": iou(counts), "dice/mean": dice(counts)}
                 self.members |= {f"{name}{score}": values.nanmean(-1).tolist() for score, values in scores.items()}
                 self.members[f"{name}accuracy/pixel"] = pixel_accuracy(counts).tolist()
+        if self._matted:
+            for name, errors in zip(("", "alone/"), torch.stack(self._matted).nanmean(0), strict=True):
+                self.members |= {f"{name}{score}": errors[:, i].tolist() for i, score in enumerate(MATTES)}
 
     def _count(self, published: Published, batch: Batch, prediction: Prediction) -> None:
         """What ``published`` asks for of a batch."""
-        classes, target = self.palette.num_classes, batch["target"]
+        classes, target = self.palette.num_classes, classes_of(batch["target"])
         self._counts += confusion(prediction.labels.to(target.device), target, classes).cpu()
         if published.flips:
             generators = [stream(self.seed, "predict mirrored", name) for name in batch["name"]]
-            mirrored = self._informed(target.flip(-1)).predict(batch["image"].flip(-1), generators).labels
+            mirrored = self._informed(batch["target"].flip(-1)).predict(batch["image"].flip(-1), generators).labels
             self._mirrored += confusion(mirrored.to(target.device), target.flip(-1), classes).cpu()
 
     def _meter(self, stage: str) -> Meter:
@@ -227,27 +257,33 @@ class EvaluationTask(pl.LightningModule):
         return meter
 
     def _write(self, folder: Path, names: Sequence[str], prediction: Prediction) -> None:
-        for stage in ("labels", *prediction.stages):
-            (folder / stage.replace(" ", "_")).mkdir(parents=True, exist_ok=True)
+        (folder / "labels").mkdir(parents=True, exist_ok=True)
         for name, labels in zip(names, prediction.labels, strict=True):
             self.palette.write(labels, folder / "labels" / f"{name}.png")
         for stage, pictures in prediction.stages.items():
-            pixels = (255 * pictures.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            for name, picture in zip(names, pixels, strict=True):
-                Image.fromarray(picture).save(folder / stage.replace(" ", "_") / f"{name}.png")
+            self._write_pictures(folder / stage.replace(" ", "_"), names, pictures)
+
+    def _write_pictures(self, folder: Path, names: Sequence[str], pictures: Tensor) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = (255 * pictures.float().clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        for name, picture in zip(names, pixels, strict=True):
+            Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(folder / f"{name}.png")
 
     def _remember(self, batch: Batch, prediction: Prediction, answer: Tensor, label_picture: Tensor) -> None:
+        continuous = batch["target"].is_floating_point()
         for i in range(min(len(batch["name"]), self.keep - len(self.pictures))):
             stages = {stage: picture[i].float().cpu() for stage, picture in prediction.stages.items()}
-            found = self.palette.paint(prediction.labels[i : i + 1])[0].float().cpu()
+            answered = prediction.values if continuous else prediction.labels
+            found = self.palette.paint(answered[i : i + 1])[0].float().cpu()
             if stages and not torch.equal(list(stages.values())[-1], found):
                 stages[READING] = found  # what is scored, where the last stage is a picture
             ensemble = {}
             if prediction.members is not None and prediction.uncertainty is not None:
+                members = prediction.members[i, :SHOWN]
                 ensemble = {
                     "target": batch["target"][i].cpu(),
-                    "labels": prediction.labels[i].cpu(),
-                    "members": prediction.members[i, :SHOWN].argmax(1).cpu(),
+                    "labels": answered[i].cpu(),
+                    "members": (members[:, 1] if continuous else members.argmax(1)).cpu(),
                     "uncertainty": prediction.uncertainty[i].float().cpu(),
                 }
             self.pictures.append(

@@ -15,7 +15,7 @@ from geoseg.crops import pad_to, random_corner
 from geoseg.data.module import Split
 from geoseg.randomness import stream
 from geoseg.tasks.task import Task
-from geoseg.types import IGNORE
+from geoseg.types import IGNORE, ignored
 
 
 class Crops(Dataset[dict[str, Any]]):
@@ -121,6 +121,28 @@ class LabellingTask(Task):
     def _saved(self) -> set[str]:
         """Names in the model of what a file of it holds."""
         return {name.removeprefix("model.") for name in self.kept() if name.startswith("model.")}
+
+
+class MattingTask(LabellingTask):
+    """Trains a network on continuous targets: the probability of its second class becomes the share of it in a pixel.
+
+    Takes what a ``LabellingTask`` takes, with a criterion for shares, such as ``absolute_error``.
+    """
+
+    def check_target(self, continuous: bool) -> None:
+        """Learns either; classes are shares of 0 and 1."""
+
+
+def absolute_error(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean distance of the second class's probability from the truth over the pixels that count, one value per sample.
+
+    Args:
+        logits: float [B, 2, H, W].
+        target: [B, H, W], shares float in [0, 1] with nan = ignore, or int64 in 0..1 with 255 = ignore.
+    """
+    gaps = ignored(target)
+    apart = (logits.float().softmax(1)[:, 1] - target.float().masked_fill(gaps, 0)).abs() * ~gaps
+    return apart.flatten(1).sum(1) / (~gaps).flatten(1).sum(1).clamp(min=1)
 
 
 def cross_entropy(logits: Tensor, target: Tensor, weights: Sequence[float] | str | None = None) -> Tensor:

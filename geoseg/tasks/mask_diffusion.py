@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from scipy import ndimage
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 from torch.utils.data import Dataset
@@ -22,10 +21,11 @@ from geoseg.diffusion.image_conditioned import ImageConditioned
 from geoseg.diffusion.noise import multi_resolution
 from geoseg.diffusion.objectives import Objective
 from geoseg.lora import LoRA
+from geoseg.palette import without_gaps
 from geoseg.randomness import stream
 from geoseg.tasks.denoising import ENCODED, encoded
 from geoseg.tasks.task import Task
-from geoseg.types import IGNORE
+from geoseg.types import ignored
 
 FILE = "unet.safetensors"
 """What was trained of the denoising network itself; an adapter lies beside it in a file of its own."""
@@ -39,13 +39,14 @@ log = logging.getLogger("geoseg")
 class Pairs(Dataset[dict[str, Any]]):
     """Latents of profiles and painted label maps, encoded once, with noise and timestep looked up per visit.
 
-    Item (index, visit) holds ``image``, ``latent`` and ``noise`` [4, h, w], ``time`` int64 [], ``labels`` int64 [H, W]
-    (255 = ignore) of the same square, and ``name``.
+    Item (index, visit) holds ``image``, ``latent`` and ``noise`` [4, h, w], ``time`` int64 [], ``labels`` [H, W] of the
+    same square, int64 or float32 as targets are, and ``name``.
 
     Args:
         images: latents of every profile, [4, h, w], or [2, 4, h, w] with its mirror image.
         targets: the same of its painted label map.
-        labels: every label map, uint8 [H, W], ``factor`` times as large as its latent.
+        labels: every label map uint8 [H, W], or float32 where targets are continuous, ``factor`` times as large as its
+            latent.
         names: sample ids.
         crop: side of the latent square that is cut out per visit.
         factor: pixels per latent cell and direction.
@@ -91,13 +92,14 @@ class Pairs(Dataset[dict[str, Any]]):
             time = torch.tensor(int((visit + 0.5) / self.visits * self.timesteps))
         noise = torch.randn(target[here].shape, generator=generator)
         strength = self.noise_strength * float(time) / (self.timesteps - 1)
+        kind = torch.float32 if labels.is_floating_point() else torch.int64
         pixels = [slice(self.factor * corner, self.factor * (corner + self.crop)) for corner in (top, left)]
         return {
             "image": image[here].float(),
             "latent": target[here].float(),
             "noise": multi_resolution(noise, strength, generator),
             "time": time,
-            "labels": labels[..., pixels[0], pixels[1]].long(),
+            "labels": labels[..., pixels[0], pixels[1]].to(kind),
             "name": self.names[index],
         }
 
@@ -151,6 +153,11 @@ class MaskDiffusionTask(Task):
                 "criterion: one step from noise needs a network that predicts the velocity; set "
                 "prediction_type=v_prediction of the model, or criterion=null"
             )
+        if criterion is not None and model.palette.softness is None:
+            raise ValueError(
+                "criterion: a loss on the label map needs classes, and softness=null of the model reads mixtures of "
+                "two colours; set criterion=null, or give the model a softness"
+            )
         self.model, self.adapter, self.criterion, self.own = model, adapter, criterion, own
         self.crop, self.flip, self.noise_strength = crop, flip, noise_strength
         self._own_before: float | None = None
@@ -167,7 +174,7 @@ class MaskDiffusionTask(Task):
         return Pairs(
             images,
             targets,
-            [self._fitted(split[i]["target"][None])[0].byte() for i in range(len(split))],
+            [self._labels(split[i]["target"]) for i in range(len(split))],
             split.names,
             crop=self.crop // codec.factor,
             factor=codec.factor,
@@ -177,6 +184,13 @@ class MaskDiffusionTask(Task):
             seed=self.seed,
         )
 
+    def check_target(self, continuous: bool) -> None:
+        if continuous and self.model.palette.softness is not None:
+            raise ValueError(
+                "the data set has mattes, and this model reads colours as classes; use method=mask_diffusion_matte, or "
+                "softness=null of the model"
+            )
+
     def loss(self, batch: dict[str, Any]) -> Tensor:
         image, labels, time = batch["image"], batch["labels"], batch["time"]
         if self.criterion is not None:
@@ -185,7 +199,7 @@ class MaskDiffusionTask(Task):
         answer = self.model.denoise(image, self.objective.add_noise(latent, noise, time), time)
         error = (answer - self.objective.target(latent, noise, time)).square()
         # a cell counts where all of its pixels do
-        counts = 1 - max_pool2d((labels == IGNORE).to(error.dtype)[:, None], self.model.codec.factor)  # [B, 1, h, w]
+        counts = 1 - max_pool2d(ignored(labels).to(error.dtype)[:, None], self.model.codec.factor)  # [B, 1, h, w]
         return (error * counts).sum((1, 2, 3)) / (counts.sum((1, 2, 3)) * error.shape[1]).clamp(min=1)
 
     def rehearse(self, split: Split, count: int) -> Tensor:
@@ -263,11 +277,16 @@ class MaskDiffusionTask(Task):
         latent, _ = self.objective.estimates(nothing, answer, time)
         return self.model.palette.logits(self.model.codec.decode(latent, clip=False))
 
+    def _labels(self, target: Tensor) -> Tensor:
+        """A target [H, W] as it is kept, an eighth of the memory where it holds classes."""
+        fitted = self._fitted(target[None])[0]
+        return fitted if fitted.is_floating_point() else fitted.byte()
+
     def _profile(self, item: dict[str, Any]) -> Tensor:
         return self._fitted(item["image"].expand(3, -1, -1))
 
     def _painted(self, item: dict[str, Any]) -> Tensor:
-        return self._fitted(self.model.palette.paint(_filled(item["target"])[None])[0])
+        return self._fitted(self.model.palette.paint(without_gaps(item["target"])[None])[0])
 
     def _fitted(self, picture: Tensor) -> Tensor:
         """[C, H, W], large enough for what is cut out of it."""
@@ -315,17 +334,3 @@ class MaskDiffusionTask(Task):
         cells = self.crop // codec.factor
         conditions = self.model.base.embed([split[i]["caption"] for i in range(len(split))])
         return torch.stack([mean[..., :cells, :cells] for mean, _ in shown]).float(), conditions.float().cpu()
-
-
-def _filled(target: Tensor) -> Tensor:
-    """A label map int64 [H, W] whose ignored pixels have the class of the nearest pixel that counts.
-
-    They are in no loss, but the autoencoder would let another colour bleed into cells that are.
-    """
-    ignored = (target == IGNORE).numpy()
-    if not ignored.any():
-        return target
-    if ignored.all():
-        return torch.zeros_like(target)
-    rows, columns = ndimage.distance_transform_edt(ignored, return_distances=False, return_indices=True)
-    return target[torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]

@@ -115,6 +115,18 @@ class Task(pl.LightningModule):
         """The split as this task needs it; item (i, visit) is a pure function of seed, sample and visit."""
         raise NotImplementedError
 
+    def check_target(self, continuous: bool) -> None:
+        """Looks whether this can be learnt from: class indices, or shares of two classes where ``continuous``.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if continuous:
+            raise ValueError(
+                "the data set has mattes, and this task learns classes; methods that learn mattes are "
+                "mask_diffusion_matte and unet_matte"
+            )
+
     def buckets(self, split: Split) -> list[Any]:
         """Which samples may share a batch, known without reading any: those of one bucket."""
         return [None] * len(split)

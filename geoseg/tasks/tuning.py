@@ -56,6 +56,18 @@ class Tuning:
         """How many settings of the rule are tuned."""
         return sum(len(values) > 1 for values in self.grid.values())
 
+    def check_target(self, continuous: bool) -> None:
+        """Looks whether there are classes to tune for; see ``Task.check_target``.
+
+        Raises:
+            ValueError: there are mattes.
+        """
+        if continuous:
+            raise ValueError(
+                "the data set has mattes, and a rule is tuned for classes; methods that learn mattes are "
+                "mask_diffusion_matte and unet_matte"
+            )
+
     def tune(self, split: Split) -> None:
         """Chooses settings and names; ``tuned`` then says which, of how many, and how well they fit.
 

@@ -116,3 +116,12 @@ def test_entropies_and_variance_by_hand() -> None:
     assert float(variance(members)) == pytest.approx(2 * np.var([1.0, 0.6, 0.2, 0.0]))
     assert float(vote_entropy(members)) == pytest.approx(1)  # two votes each
     assert float(vote_entropy(members[:, :2])) == 0
+
+
+def test_being_too_sure_here_does_not_make_up_for_doubt_there() -> None:
+    """Half of the pixels say 0.9 and every other one of them is right; the other half say 0.55, and all are right."""
+    sure = torch.tensor([0.9] * 10 + [0.55] * 10).view(1, 20)
+    target = torch.tensor([0, 1] * 5 + [0] * 10).view(1, 20)
+    error = CalibrationError()
+    error.update(torch.stack([sure, 1 - sure], 1), target)
+    assert float(error.compute()) == pytest.approx(0.5 * 0.4 + 0.5 * 0.45)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from geoseg import progress
 from geoseg.crops import starts, window
 from geoseg.palette import Palette
+from geoseg.predictors.ensemble import Ensemble
 from geoseg.predictors.tiled import Tiled
 from geoseg.randomness import stream
 from geoseg.types import Prediction
@@ -192,3 +193,15 @@ def test_mistakes_are_named() -> None:
 
     with pytest.raises(ValueError, match="only predictors that label pixels"):
         Tiled(Flat(), 16).predict(pictures(20, 20), streams(2))
+
+
+def test_members_of_an_ensemble_are_blended_like_their_mean() -> None:
+    image = pictures(20, 27)
+    found = Tiled(Ensemble(Noisy(), members=3), tile=12).predict(image, streams(2))
+    assert found.members is not None and found.members.shape == (2, 3, 2, 20, 27)
+    torch.testing.assert_close(found.members.mean(1), found.probs)
+    torch.testing.assert_close(found.members.sum(2), torch.ones(2, 3, 20, 27))
+    assert not torch.allclose(found.members[:, 0], found.members[:, 1])
+    assert found.uncertainty is not None and found.uncertainty.shape == (2, 20, 27)
+    whole = Tiled(Ensemble(Noisy(), members=3), tile=12).predict(pictures(12, 12), streams(2))
+    assert whole.members is not None and whole.members.shape == (2, 3, 2, 12, 12)

@@ -15,9 +15,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from geoseg.data.module import DataModule
-from geoseg.data.synthetic import SyntheticEarth
+from geoseg.data.synthetic import SyntheticEarth, SyntheticMattes
 from geoseg.metrics.score import batch_scores, confusion
 from geoseg.palette import Palette, facies_palette
+from geoseg.predictors.ensemble import Ensemble
 from geoseg.predictors.unchanged import InputAsIs
 from geoseg.randomness import stream
 from geoseg.tasks.evaluation import EvaluationTask, Published
@@ -239,3 +240,68 @@ def test_the_first_pictures_are_kept(keep: int) -> None:
         assert torch.equal(picture["original"], data.test[i]["image"])
         assert torch.equal(picture["stages"]["pass 1"], predictor.pictures[i][0])
         assert torch.equal(picture["label"], PALETTE.paint(data.test[i]["target"][None])[0])
+
+
+class Gapped(SyntheticMattes):
+    """Mattes with a border that is to be ignored."""
+
+    def read(self, name: str) -> Sample:
+        sample = super().read(name)
+        target = sample.target.copy()
+        target[:3] = np.nan
+        return sample._replace(target=target)
+
+
+class Draws(nn.Module):
+    """Random shares; remembers them."""
+
+    num_classes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[Tensor] = []
+
+    def predict(self, image: Tensor, generator: Sequence[torch.Generator]) -> Prediction:
+        one = torch.stack([torch.rand(image.shape[2:], generator=each) for each in generator])
+        self.said += one.unbind()
+        return Prediction(torch.stack([1 - one, one], 1))
+
+
+def test_mattes_are_scored_by_their_errors(tmp_path: Path) -> None:
+    data = DataModule(Gapped(size=20, train=1, val=0, test=3), num_train=1, batch_size=2)
+    data.prepare()
+    assert data.palette is not None
+    draws = Draws()
+    task = EvaluationTask(Ensemble(draws, members=4), data.palette, 0, folder=tmp_path)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.test(task, datamodule=data, verbose=False)
+    said = torch.stack(draws.said).view(3, 4, 20, 20).double().numpy()
+    truth = np.stack([data.test[i]["target"].numpy() for i in range(3)]).astype(float)[:, 3:]
+
+    def errors(found: np.ndarray) -> tuple[float, float]:
+        apart = found[:, 3:] - truth
+        return np.abs(apart).sum((1, 2)).mean() / 1000, (apart**2).mean() * 1000
+
+    assert (task.scores["test/matte/sad"], task.scores["test/matte/mse"]) == pytest.approx(
+        errors(said.mean(1)), rel=1e-4
+    )
+    for i, name in enumerate(("matte/sad", "matte/mse")):
+        together = [errors(said[:, : m + 1].mean(1))[i] for m in range(4)]
+        assert task.members[name] == pytest.approx(together, rel=1e-4)
+        assert task.members[f"alone/{name}"] == pytest.approx([errors(said[:, m])[i] for m in range(4)], rel=1e-4)
+        assert len(task.per_unit[f"test/{name}"]) == 3
+    right = (said.mean(1)[:, 3:] > 0.5) == (truth > 0.5)
+    assert task.scores["test/accuracy/pixel"] == pytest.approx(right.mean())
+    assert not [name for name in task.scores if "uncertainty" in name or "calibration" in name]
+    # an ensemble has the variance of both shares, which vary alike
+    kept = task.pictures[0]
+    np.testing.assert_allclose(kept["uncertainty"].numpy(), 2 * said[0].var(0), atol=1e-5)
+    np.testing.assert_allclose(kept["labels"].numpy(), said[0].mean(0), atol=1e-5)
+    with Image.open(tmp_path / "mattes" / f"{task.names[1]}.png") as picture:
+        assert picture.mode == "L" and np.abs(np.asarray(picture) / 255 - said[1].mean(0)).max() <= 0.51 / 255

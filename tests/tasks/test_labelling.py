@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from geoseg.optim import adamw, constant
 from geoseg.tasks.labelling import (
     Crops,
     LabellingTask,
+    absolute_error,
     cross_entropy,
     cross_entropy_dice,
     dice,
@@ -281,3 +283,19 @@ def test_training_squares_are_flipped_and_validation_squares_are_not() -> None:
     train, validation = (made.view(Split(source, source.names), training=t) for t in (True, False))
     assert (train.flip, train.phase) == (True, "train")
     assert (validation.flip, validation.phase) == (False, "validation")
+
+
+def test_the_absolute_error_is_over_pixels_that_count() -> None:
+    draws = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(2, 2, 4, 5, generator=draws), torch.rand(2, 4, 5, generator=draws)
+    target[0, 0] = torch.nan
+    shares = (1 / (1 + (logits[:, 0] - logits[:, 1]).exp())).tolist()
+    for found, one, wanted in zip(absolute_error(logits, target), shares, target.tolist(), strict=True):
+        pairs = [
+            (s, t) for a, b in zip(one, wanted, strict=True) for s, t in zip(a, b, strict=True) if not math.isnan(t)
+        ]
+        assert float(found) == pytest.approx(sum(abs(s - t) for s, t in pairs) / len(pairs), rel=1e-5)
+    mask = (target > 0.5).long().masked_fill(target.isnan(), IGNORE)
+    torch.testing.assert_close(
+        absolute_error(logits, mask), absolute_error(logits, mask.float().masked_fill(mask == IGNORE, torch.nan))
+    )

@@ -4,13 +4,14 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from geoseg.data.module import DataModule
-from geoseg.data.synthetic import Corpus, SyntheticEarth
+from geoseg.data.synthetic import Corpus, SyntheticEarth, SyntheticMattes
 from geoseg.diffusion.image_conditioned import ImageConditioned
 from geoseg.diffusion.objectives import Objective
 from geoseg.lora import LoRA
@@ -250,3 +251,58 @@ def test_what_the_base_knew_is_measured(tmp_path: Path) -> None:
 def test_what_cannot_work_is_told(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         made(**options)
+
+
+class Slope(SyntheticMattes):
+    """A tilted plane lit by how far it is: depth that can be read off its brightness, and a corner without any."""
+
+    def read(self, name: str) -> Sample:
+        y, x = np.mgrid[: self.size, : self.size].astype(np.float32) / (self.size - 1)
+        depth = ((y + 2 * x) / 3).astype(np.float32)
+        image = np.rint(255 * (1 - 0.7 * depth)).astype(np.uint8)
+        depth[:2, :2] = np.nan
+        return Sample(image, depth)
+
+
+def test_depth_is_learnt_as_a_matte_is() -> None:
+    """A network overfits one depth map: three equal channels go in, the mean of three comes out."""
+    module = DataModule(Slope(size=16, train=1, val=0, test=0), num_train=1, num_val=0, num_test=0)
+    module.prepare()
+    torch.manual_seed(0)
+    model = ImageConditioned(2, tiny_latent_diffusion(), "full", softness=None)
+    options = {"optimizer": functools.partial(adamw, weight_decay=0.0), "schedule": constant}
+    task = MaskDiffusionTask(model, None, 0, crop=16, flip=False, lr=3e-3, fit=Fit(steps=80, batch_size=1), **options)
+    item = task.view(module.train, training=True)[0, 0]
+    depth = module.train[0]["target"]
+    assert item["labels"].dtype == torch.float32 and torch.equal(item["labels"].isnan(), depth.isnan())
+    grey = 0.2 + 0.6 * depth  # between the two greys
+    grey[:2, :2] = torch.tensor([[grey[0, 2], grey[0, 2]], [grey[1, 2], grey[1, 2]]])  # or that of below, as near
+    wanted = model.codec.encode(grey.expand(1, 3, -1, -1))[0]
+    torch.testing.assert_close(item["latent"][:, 2:, 2:], wanted[:, 2:, 2:], atol=2e-2, rtol=2e-2)
+    unseen = [batch_of(task, module, visit) for visit in range(1000, 1010)]
+    assert set(unseen[0]) == {"image", "latent", "noise", "time", "labels"}
+
+    def mean() -> float:
+        task.eval()
+        with torch.no_grad():
+            return float(torch.stack([task.loss(batch).mean() for batch in unseen]).mean())
+
+    before = mean()
+    fit(task, module)
+    assert mean() < 0.7 * before
+    found = LatentMask(model, steps=2).predict(module.train[0]["image"][None], [stream(0, "a")])
+    assert found.painted is not None  # read by the mean of three channels
+    torch.testing.assert_close(found.values, ((found.painted.mean(1) - 0.2) / 0.6).clamp(0, 1), atol=1e-5, rtol=0)
+
+
+def test_mattes_want_a_model_that_reads_mixtures() -> None:
+    made().check_target(continuous=False)
+    with pytest.raises(ValueError, match="the data set has mattes, and this model reads colours as classes"):
+        made().check_target(continuous=True)
+    model = ImageConditioned(2, tiny_latent_diffusion(), "conv_in", softness=None)
+    options = {"optimizer": functools.partial(adamw, weight_decay=0.0), "schedule": constant, "fit": Fit()}
+    task = MaskDiffusionTask(model, None, 0, crop=16, lr=1e-3, **options)
+    task.check_target(continuous=True)
+    task.check_target(continuous=False)  # a mask is a matte of all and nothing
+    with pytest.raises(ValueError, match="criterion: a loss on the label map needs classes"):
+        MaskDiffusionTask(model, None, 0, crop=16, lr=1e-3, criterion=cross_entropy, **options)
