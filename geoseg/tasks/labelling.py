@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from geoseg.crops import pad_to, random_corner
 from geoseg.data.module import Split
+from geoseg.metrics.score import confusion, iou
 from geoseg.randomness import stream
 from geoseg.tasks.task import Task
 from geoseg.types import IGNORE, ignored
@@ -61,6 +62,9 @@ class LabellingTask(Task):
         flip: mirror half of the squares.
         seed: key of all randomness.
         task: what every task needs, see ``Task``.
+
+    Raises:
+        ValueError: a square without pixels, or nothing that could be trained.
     """
 
     def __init__(
@@ -74,6 +78,8 @@ class LabellingTask(Task):
         lr: float | Mapping[str, float],
         **task: Any,
     ) -> None:
+        if crop < 1:
+            raise ValueError(f"crop is the side of a training square in pixels, 1 or more, got {crop}")
         own: Callable[[], dict[str, nn.Module]] | None = getattr(model, "groups", None)
         named = {"model": model} if own is None else own()
         wanted = {name: [p for p in module.parameters() if p.requires_grad] for name, module in named.items()}
@@ -84,12 +90,32 @@ class LabellingTask(Task):
             lr = {name: rate for name, rate in lr.items() if name in groups or name not in named}
         super().__init__(groups=groups, seed=seed, lr=lr, **task)
         self.model, self.criterion, self.crop, self.flip = model, criterion, crop, flip
+        self._counts: Tensor | None = None  # [K, K], of a validation
 
     def view(self, split: Split, training: bool) -> Crops:
         return Crops(split, self.crop, self.flip and training, "train" if training else "validation", self.seed)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         return self.criterion(self.model(batch["image"]), batch["target"])
+
+    def on_validation_epoch_start(self) -> None:
+        self._counts = None
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        logits, target = self.model(batch["image"]), batch["target"]
+        self._validated(self.criterion(logits, target), batch)
+        if not target.is_floating_point():
+            counts = confusion(logits.argmax(1), target, logits.shape[1])
+            if "share" in batch:  # samples that fill up a process's batches count for nothing
+                counts = counts[batch["share"] != 0]
+            self._counts = counts.sum(0) if self._counts is None else self._counts + counts.sum(0)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/iou/mean`` of the squares together, the mean over classes that occur."""
+        if self._counts is not None:
+            gathered: Any = self.all_gather(self._counts)  # [K, K], or [P, K, K] of P processes
+            counts = gathered.sum(0) if gathered.ndim > 2 else gathered
+            self.log("val/iou/mean", iou(counts).nanmean().nan_to_num(0.0).float())
 
     def save(self, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)

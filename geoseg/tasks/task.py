@@ -166,7 +166,10 @@ class Task(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        losses = self.loss(batch)
+        self._validated(self.loss(batch), batch)
+
+    def _validated(self, losses: Tensor, batch: Mapping[str, Any]) -> None:
+        """Logs the losses of a batch of validation samples."""
         size = int(batch["size"][0]) if "size" in batch else len(losses)
         self.log("val/loss", _mean(losses, batch), batch_size=size, sync_dist=True)
 

@@ -241,8 +241,8 @@ def task(model: nn.Module, seed: int = 0, epochs: int = 30) -> LabellingTask:
     )
 
 
-def fitted(seed: int = 0, workers: int = 0) -> LabellingTask:
-    data = DataModule(SyntheticEarth("crater", size=24, train=2, val=1, test=1), num_train=2, workers=workers)
+def fitted(seed: int = 0, workers: int = 0, val: int = 1) -> LabellingTask:
+    data = DataModule(SyntheticEarth("crater", size=24, train=2, val=val, test=1), num_train=2, workers=workers)
     data.prepare()
     made = task(Shades(), seed)
     trainer = pl.Trainer(
@@ -275,6 +275,27 @@ def test_it_learns_and_is_repeatable_and_comes_back_from_disk(tmp_path: Path) ->
     loaded = task(Shades())
     loaded.load(tmp_path / "a")
     assert torch.equal(loaded.loss(batch), after)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec.*is deprecated")
+def test_validation_counts_the_squares_together() -> None:
+    made = fitted(val=3)
+    logged = made.trainer.callback_metrics
+    split = Split(SyntheticEarth("crater", size=24, train=2, val=3, test=1), ["val_0000", "val_0001", "val_0002"])
+    view = made.view(split, training=False)
+    items = [view[i, visit] for i in range(3) for visit in range(made.fit.validation_visits)]
+    with torch.no_grad():
+        found = torch.cat([made.model(item["image"][None]).argmax(1) for item in items])
+    target = torch.stack([item["target"] for item in items])
+    shares = [((found == k) & (target == k)).sum() / ((found == k) | (target == k)).sum() for k in range(2)]
+    assert float(logged["val/iou/mean"]) == pytest.approx(float(sum(shares)) / 2, abs=1e-6)
+    assert 0 < float(logged["val/iou/mean"]) < 1 and float(logged["val/loss"]) > 0
+
+
+@pytest.mark.parametrize("crop", [0, -8])
+def test_a_square_without_pixels_is_refused(crop: int) -> None:
+    with pytest.raises(ValueError, match=f"crop is the side of a training square in pixels, 1 or more, got {crop}"):
+        LabellingTask(Shades(), cross_entropy, 0, crop=crop, fit=Fit(), lr=0.05, optimizer=adamw, schedule=constant)
 
 
 def test_training_squares_are_flipped_and_validation_squares_are_not() -> None:
