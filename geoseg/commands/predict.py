@@ -109,11 +109,9 @@ def _read(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
 def _value(word: str, key: str) -> Any:
     """The value of key=value, read as YAML."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
 
     try:
         read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
-    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+    except Exception as error:  # OmegaConf's own, and those of the YAML reader that it uses
         raise ValueError(f"cannot read {word!r}: {str(error).splitlines()[0]}") from None
     return read[key]
