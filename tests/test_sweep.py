@@ -120,6 +120,19 @@ def test_what_is_finished_is_left_out(
     assert json.loads(made[1].read_text())["status"] == "done"
 
 
+@pytest.mark.parametrize("params", [False, True])
+def test_a_setting_that_refers_to_another_follows_it_in_every_job(
+    params: bool, run_cli: Callable[..., int], tmp_path: Path
+) -> None:
+    words = ["data.num_train=1,2", "data.source.val=${data.num_train}"]
+    if params:  # as an experiment gives them
+        words = [words[0], "+hydra.sweeper.params={data.source.val: '${data.num_train}'}"]
+    without = [word for word in AS_IS if not word.startswith(("data.num_train", "data.source.val"))]
+    assert run_cli("run", "-m", *without, HERE, *words) == 0
+    made = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/*/record.json")]
+    assert sorted((record["num_train"], len(record["data"]["val"])) for record in made) == [(1, 1), (2, 2)]
+
+
 def test_what_runs_elsewhere_is_left_to_whoever_is_at_it(
     swept: tuple[Callable[..., int], dict[int, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from geoseg import search, sweep
 
@@ -98,9 +98,13 @@ class Search(BasicSweeper):
 
 
 def parsed(config: DictConfig, loader: Any) -> list[Override]:
-    """The words of the command line, those that an experiment gives its sweep before them."""
-    params = config.hydra.sweeper.get("params") or {}
-    words = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    """The words of the command line, those that an experiment gives its sweep before them.
+
+    What refers to another setting, as ``a=${b}``, is left for every job to resolve: here b may be one of many values.
+    """
+    params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}
+    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    words = [*(f"{key}={value}" for key, value in params.items()), *given]
     return OverridesParser.create(config_loader=loader).parse_overrides(words)
 
 
