@@ -91,7 +91,8 @@ def test_installed_wheel_runs_outside_the_checkout(wheel, tmp_path):
     assert demo.returncode == 0, demo.stderr[-3000:]
     assert all(row in demo.stdout for row in ("input as is", "pass 1", "pass 2", "refined", "U-Net"))
     records = [json.loads(path.read_text()) for path in elsewhere.glob("runs/label_lora/*/record.json")]
-    assert {record["method"] for record in records} == {"label LoRA", "without LoRA", "input as is", "U-Net"}
+    tuned = {"label LoRA, tuned", "label LoRA, tuned, blinded"}
+    assert {record["method"] for record in records} == {"label LoRA", "without LoRA", "input as is", "U-Net", *tuned}
     assert {record["status"] for record in records} == {"done"}
     assert {record["commit"] for record in records} == {None}
     assert not [path for path in elsewhere.iterdir() if path.name != "runs"]
