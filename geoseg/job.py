@@ -291,8 +291,10 @@ class Job:
                 return self.finished() or self._run(method)  # somebody else may just have finished it
             except BaseException as error:
                 earlier = read_record(self.folder)
-                # Lightning turns the second into the third
+                # Lightning turns the second into the third; whatever else calls exit() has failed
                 interrupted = isinstance(error, Interrupted | KeyboardInterrupt | SystemExit)
+                if type(error) is SystemExit and not isinstance(error.__context__, KeyboardInterrupt):
+                    interrupted = False
                 if interrupted and not isinstance(error, Interrupted):
                     log.warning("interrupted; the same command goes on with this run, and what is finished is kept")
                 if earlier is None or earlier["status"] != "done":  # a forced run that fails leaves the good record
