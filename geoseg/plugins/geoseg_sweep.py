@@ -102,8 +102,9 @@ def parsed(config: DictConfig, loader: Any) -> list[Override]:
 
     What refers to another setting, as ``a=${b}``, is left for every job to resolve: here b may be one of many values.
     """
-    params = OmegaConf.to_container(config.hydra.sweeper, resolve=False).get("params") or {}
-    given = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    settings: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=False)
+    given: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    params = settings.get("params") or {}
     words = [*(f"{key}={value}" for key, value in params.items()), *given]
     return OverridesParser.create(config_loader=loader).parse_overrides(words)
 
