@@ -67,14 +67,14 @@ trained = $$($(BIN)/python -c 'import json, pathlib, sys; \
 	print(pathlib.Path("runs/fits", json.loads(pathlib.Path(sys.argv[1], "record.json").read_text())["fit_id"], "adapter"))' \
 	$(call latest,$(1)))
 
-checkpoints: $(READY) ## train the embedded checkpoints anew, eight hours on a CPU core, and put them into geoseg/assets
+checkpoints: $(READY) ## train the embedded checkpoints anew, six and a half hours on a CPU core, and put them into geoseg/assets
 	$(BIN)/geoseg run experiment=demo_autoencoder $(ARGS)
 	$(BIN)/geoseg run experiment=demo_base method.model.path=$(call trained,demo_autoencoder)/vae $(ARGS)
 	$(BIN)/geoseg run experiment=demo_sam $(ARGS)
 	$(BIN)/geoseg run experiment=demo_sam_longer method.model.start=$(call trained,demo_sam) $(ARGS)
 	$(MAKE) embed encoders
 
-encoders: $(READY) ## the embedded DINOv2 encoders alone, two and a half hours on a CPU core
+encoders: $(READY) ## the embedded DINOv2 encoders alone, an hour and a half on a CPU core
 	$(BIN)/geoseg run experiment=demo_dinov2 $(ARGS)
 	$(BIN)/geoseg run experiment=demo_dinov2_in_domain $(ARGS)
 	$(MAKE) embed-encoders
