@@ -702,7 +702,7 @@ class Job:
         given = {
             "images": len(data.train) if learns and self.method["given"]["images"] else 0,
             "labels": len(data.train) if learns and self.method["given"]["labels"] else 0,
-            "pretraining": self.method["given"]["pretraining"],
+            "pretraining": self.method["given"]["pretraining"] or "none",
         }
         if "trials" in self.method["given"]:
             given["trials"] = self.method["given"]["trials"]

@@ -128,7 +128,7 @@ def test_the_record_holds_what_it_promises(finished: SimpleNamespace) -> None:
     assert kinds["label LoRA"] == ("local", {"images": 0, "labels": 2, "pretraining": "checkpoints=local"})
     assert kinds["without LoRA"] == ("local", {"images": 0, "labels": 0, "pretraining": "checkpoints=local"})
     assert kinds["input as is"] == ("none", {"images": 0, "labels": 0, "pretraining": "none"})
-    assert kinds["U-Net"] == ("none", {"images": 2, "labels": 2, "pretraining": "encoder weights: None"})
+    assert kinds["U-Net"] == ("none", {"images": 2, "labels": 2, "pretraining": "none"})
     lora = found["label LoRA"]
     assert list(lora["stages"]) == ["pass 1", "pass 2", "refined"]
     assert list(found["without LoRA"]["stages"]) == ["pass 1", "pass 2"]
