@@ -715,6 +715,7 @@ class Job:
                 "name": data.source.title,
                 "fingerprint": data.fingerprint("train", "val", "test"),
                 "class_names": data.source.class_names,
+                "continuous": data.continuous,
                 **data.names,
             },
             "num_train": len(data.train) if source is None else source["num_train"],

@@ -260,6 +260,18 @@ def facies_palette(num_classes: int) -> list[str]:
     return [*SFM_FACIES[:num_classes], *extra]
 
 
+def data_palette(colours: Sequence[str] | None, num_classes: int, continuous: bool = False) -> Palette:
+    """The palette of a data set.
+
+    Args:
+        colours: one "#RRGGBB" per class; None takes those of ``facies_palette``, or black and white where continuous.
+        num_classes: K.
+        continuous: targets are shares of the second of two classes, and mixtures of their colours are read as such.
+    """
+    own = ["#000000", "#FFFFFF"] if continuous else facies_palette(num_classes)
+    return Palette(own if colours is None else colours, None if continuous else SOFTNESS)
+
+
 def _to_segment(points: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """RMS distances [N] of colours [N, 3] to the straight line from one colour [3] to another."""
     along = end - start

@@ -18,7 +18,7 @@ from geoseg import progress
 from geoseg.config import PATHS, check_targets, embedded_here, weights_of
 from geoseg.data.pictures import in_greys
 from geoseg.job import Models, assembled, precision_of
-from geoseg.palette import Palette, facies_palette
+from geoseg.palette import Palette, data_palette
 from geoseg.predictors.tiled import Tiled
 from geoseg.randomness import stream
 from geoseg.ranks import alone
@@ -290,8 +290,8 @@ def method_of(
 
 def palette_of(record: Mapping[str, Any]) -> Palette:
     """The colours that a run gave its classes."""
-    colours = record["config"]["data"]["palette"]
-    return Palette(colours if colours is not None else facies_palette(len(record["data"]["class_names"])))
+    data = record["data"]
+    return data_palette(record["config"]["data"]["palette"], len(data["class_names"]), data.get("continuous", False))
 
 
 def _here(tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from geoseg.config import build, check_targets
 from geoseg.data.module import Split
 from geoseg.figures import draw_results
-from geoseg.palette import Palette, facies_palette
+from geoseg.palette import data_palette
 from geoseg.report import Found
 from geoseg.summary import grouped
 from geoseg.types import classes_of
@@ -99,7 +99,7 @@ def _draw(
             raise ValueError(f"--sheet: {data} has another {item['name']} today than {', '.join(wrong)} was tested on")
         rows.append({**item, "found": found})
     classes = record["data"]["class_names"]
-    palette = Palette(record["config"]["data"]["palette"] or facies_palette(len(classes)))
+    palette = data_palette(record["config"]["data"]["palette"], len(classes), record["data"].get("continuous", False))
     return draw_results(rows, palette, classes, path)
 
 

@@ -113,6 +113,20 @@ def test_a_volume(
     assert not list(out.rglob("*part*"))
 
 
+def test_shares_of_a_run_on_mattes(run_cli: Callable[..., int], tmp_path: Path) -> None:
+    """Input as is reads brightness as a share, so that the matte of a grey picture is that picture."""
+    assert run_cli(*AS_IS, "data=mattes", "data.source.train=2", "runs=runs") == 0
+    (record,) = Path("runs").rglob("record.json")
+    grey = np.arange(32 * 32, dtype=np.uint32).reshape(32, 32) // 4
+    Image.fromarray(grey.astype(np.uint8)).save("line.png")
+    assert run_cli("predict", f"run={record.parent}", *QUIET, "input=line.png", "output=out") == 0
+    shares = np.asarray(Image.open("out/mattes/line.png"))
+    np.testing.assert_allclose(shares, grey, atol=1)
+    labels = Image.open("out/labels/line.png")
+    np.testing.assert_array_equal(np.asarray(labels), grey > 127.5)
+    assert labels.getpalette()[:6] == [0, 0, 0, 255, 255, 255]
+
+
 def test_it_goes_on_where_it_was_stopped(
     predict: Callable[..., int], survey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

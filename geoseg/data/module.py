@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geoseg.data.profiles import natural
 from geoseg.data.sampling import Shared, Shares, Visits, choose_random, choose_representative
 from geoseg.data.source import Source
-from geoseg.palette import SOFTNESS, Palette, facies_palette
+from geoseg.palette import Palette, data_palette
 from geoseg.quoting import typed
 
 
@@ -135,8 +135,7 @@ class DataModule(pl.LightningDataModule):
         self.published_batch, self.published_flips = published_batch, published_flips
         self.palette: Palette | None = None  # a corpus of captioned pictures has no classes
         if source.num_classes:
-            own = ["#000000", "#FFFFFF"] if self.continuous else facies_palette(source.num_classes)
-            self.palette = Palette(own if palette is None else palette, None if self.continuous else SOFTNESS)
+            self.palette = data_palette(palette, source.num_classes, self.continuous)
         if self.palette is not None and self.palette.num_classes != source.num_classes:
             raise ValueError(
                 f"data.palette has {self.palette.num_classes} colours, the data set has {source.num_classes} classes "
