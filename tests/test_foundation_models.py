@@ -25,9 +25,9 @@ from geoseg.models.dinov2 import DINOv2
 from tests.tiny import tiny_dinov2
 
 DINO = [f"dinov2_{decoder}" for decoder in ("linear", "pup", "mla", "dpt")]
-NETWORKS = ["unet_published", "deeplabv3plus", "pspnet", "segnet", "fcn"]
+NETWORKS = ["unet_published", "deeplabv3plus", "pspnet", "segnet", "fcn", "mask_rcnn"]
 TITLES = ["DINOv2, Linear", "DINOv2, PUP", "DINOv2, MLA", "DINOv2, DPT"]
-TITLES += ["U-Net, published", "DeepLabV3+", "PSPNet", "SegNet", "FCN"]
+TITLES += ["U-Net, published", "DeepLabV3+", "PSPNet", "SegNet", "FCN", "Mask R-CNN"]
 
 
 @pytest.fixture(scope="session")
