@@ -48,7 +48,7 @@ floors: $(READY) ## which module may import which
 	$(BIN)/lint-imports
 
 unit: $(READY) ## tests and notebooks
-	$(BIN)/pytest tests notebooks --nbmake
+	$(BIN)/pytest tests notebooks --nbmake --nbmake-timeout=900
 
 test-slow: $(READY) ## the tests that take minutes each
 	$(BIN)/pytest tests -m slow
