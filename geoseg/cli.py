@@ -20,6 +20,7 @@ geoseg: which way of segmenting my profiles works, with the few labels I have?
   geoseg report runs --to FOLDER      gather records into results.csv and one table
   geoseg evaluate run=RUN data=...    score what a run has trained on other data
   geoseg predict run=RUN input=... output=...  label maps of profiles without any: pictures, a folder, SEG-Y
+  geoseg synthesize run=RUN total=8000 out=...  pictures of classes, drawn by what a run has trained
   geoseg export RUN --to FILE         a run's LoRA as a file for A1111, ComfyUI, kohya or diffusers
   geoseg sync RUN ...                 a run in Weights & Biases, anew from its files; a whole experiment's summary
   geoseg doctor                       what this machine has and lacks, and the line that repairs it
@@ -33,6 +34,7 @@ COMMANDS = (
     "demo",
     "evaluate",
     "predict",
+    "synthesize",
     "report",
     "export",
     "sync",

@@ -337,6 +337,33 @@ def draw_samples(image: Tensor, painted: Tensor, label: Tensor | None, path: Pat
     return _write(figure, path)
 
 
+def draw_beside(
+    rows: Mapping[str, tuple[Sequence[np.ndarray], Sequence[np.ndarray]]], path: Path, note: str = ""
+) -> Path:
+    """Drawn pictures of every class beside real ones, a row per class (Figure 1 of Khrulev).
+
+    Args:
+        rows: class to drawn and real pictures, uint8 [H, W] or [H, W, 3], as many as there are.
+        path: a .png to write.
+        note: a line under the figure that says by what they were drawn.
+    """
+    wide = [max(1, *(len(row[side]) for row in rows.values())) for side in (0, 1)]
+    figure = Figure(figsize=(1.2 * sum(wide) + 1.4, 1.2 * len(rows) + 0.7), layout="constrained")
+    axes = figure.subplots(len(rows), sum(wide), squeeze=False)
+    for line, (name, row) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for pictures, places in zip(row, (line[: wide[0]], line[wide[0] :]), strict=True):
+            for axis, picture in zip(places, pictures, strict=False):
+                axis.set_axis_on()
+                _show(axis, torch.from_numpy(np.atleast_3d(picture).copy()).permute(2, 0, 1) / 255)
+        line[0].set_ylabel(name.replace("_", " "), fontsize=8, rotation=0, ha="right", va="center", parse_math=False)
+    for axis, title in ((axes[0][0], "drawn"), (axes[0][wide[0]], "real")):
+        axis.set_title(title, fontsize=10, loc="left")
+    figure.supxlabel(note, fontsize=7)
+    return _write(figure, path)
+
+
 def draw_training(metrics: Path, path: Path) -> Path:
     """Loss and learning rates against the step (Figures 4 and 5 of Zhao and Ma 2025).
 

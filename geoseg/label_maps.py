@@ -22,20 +22,18 @@ from geoseg.data.amplitudes import Amplitudes
 from geoseg.data.pictures import read_profile
 from geoseg.data.profiles import SUFFIXES, listed, natural
 from geoseg.data.segy import SegyFile
+from geoseg.manifest import SAVED, clear_parts, earlier, put, save
 from geoseg.metrics.uncertainty import entropy
 from geoseg.overlays import draw_overlay
-from geoseg.places import LOCK, check_writable, full_disk_told, locked
+from geoseg.places import check_writable, full_disk_told, locked
 from geoseg.predict import LoadedMethod, load
-from geoseg.record import find_run, loaded_code, versions, write_atomically
+from geoseg.record import find_run, loaded_code, versions
 from geoseg.types import IGNORE, Prediction
 
 log = logging.getLogger("geoseg")
 
 SCHEMA = 1
 """Version of the layout of manifest.json."""
-
-SAVED = 1.0
-"""Seconds of work that may have to be repeated when the process is killed: the manifest is written that often."""
 
 MIB = 1 << 20
 
@@ -164,7 +162,7 @@ def label_maps(
         }
         asked = json.loads(json.dumps(asked))  # as it will be read back
         with full_disk_told(place), locked(place, f"what {place} holds"):
-            manifest = _earlier(place, asked)
+            manifest = earlier(place, asked, SCHEMA, "output", "label maps")
             if manifest is not None and manifest["status"] == "done" and not _left(place, manifest, sections):
                 log.info("%s: all %d label maps are there already", place, len(sections))
                 return manifest
@@ -188,8 +186,7 @@ def _work(
     method: LoadedMethod, sections: list[Section], manifest: dict[str, Any], place: Path, size: int, seed: int | None
 ) -> None:
     """Labels what is left; the manifest says "unfinished" until all is there."""
-    for part in place.glob("*/.*.part.*"):  # a killed process leaves it
-        part.unlink()
+    clear_parts(place)
     left = _left(place, manifest, sections)
     if len(left) < len(sections):
         log.info("%s: %d of %d label maps are there already", place, len(sections) - len(left), len(sections))
@@ -199,7 +196,7 @@ def _work(
     bars.section(method.record["method"])
     bars.expect("label maps", len(left), "picture")
     manifest["status"] = "unfinished"
-    _save(place, manifest)
+    save(place, manifest)
     saved = time.monotonic()
     try:
         for group in _batches(left, size):
@@ -216,13 +213,13 @@ def _work(
                 done[one.name]["seconds"] = round((time.perf_counter() - begun) / len(group), 4)
             bars.advance("label maps", len(group))
             if time.monotonic() - saved > SAVED:
-                _save(place, manifest)
+                save(place, manifest)
                 saved = time.monotonic()
         manifest["sections"] = {one.name: done[one.name] for one in sections}
         manifest["minutes"] = round((before + time.perf_counter() - started) / 60, 4)
         manifest["status"] = "done"
     finally:
-        _save(place, manifest)
+        save(place, manifest)
 
 
 def _written(
@@ -241,8 +238,8 @@ def _written(
     labels[:, torch.from_numpy(dead)] = IGNORE
     title = f"{one.name}: {method.record['method']}, run {method.record['run_id']}"
     files = [
-        _put(place / "labels" / f"{one.name}.png", lambda part: method.palette.write(labels, part)),
-        _put(
+        put(place / "labels" / f"{one.name}.png", lambda part: method.palette.write(labels, part)),
+        put(
             place / "overlays" / f"{one.name}.png",
             lambda part: draw_overlay(image, labels.numpy(), classes, part, title),
         ),
@@ -251,12 +248,12 @@ def _written(
         files.append(_put(place / "mattes" / f"{one.name}.png", lambda part: _grey(found.values[i].float(), part)))
     if wanted["probs"]:
         probs = found.probs[i].float()
-        files.append(_put(place / "probs" / f"{one.name}.npy", lambda part: np.save(part, probs.numpy())))
-        files.append(_put(place / "probs" / f"{one.name}.png", lambda part: _grey(probs.amax(0), part)))
+        files.append(put(place / "probs" / f"{one.name}.npy", lambda part: np.save(part, probs.numpy())))
+        files.append(put(place / "probs" / f"{one.name}.png", lambda part: _grey(probs.amax(0), part)))
     if wanted["uncertainty"]:
         values = (entropy(found.probs) if found.uncertainty is None else found.uncertainty)[i].float()
-        files.append(_put(place / "uncertainty" / f"{one.name}.npy", lambda part: np.save(part, values.numpy())))
-        files.append(_put(place / "uncertainty" / f"{one.name}.png", lambda part: _grey(values, part)))
+        files.append(put(place / "uncertainty" / f"{one.name}.npy", lambda part: np.save(part, values.numpy())))
+        files.append(put(place / "uncertainty" / f"{one.name}.png", lambda part: _grey(values, part)))
     counts = np.bincount(labels.numpy().ravel(), minlength=256)[: len(classes)]
     return {
         "input": one.file,
@@ -272,19 +269,6 @@ def _grey(values: Tensor, path: Path) -> None:
     Image.fromarray((255 * values.clamp(0, 1)).round().to(torch.uint8).numpy()).save(path)
 
 
-def _put(path: Path, write: Callable[[Path], object]) -> Path:
-    """Writes a file under another name first, so that whoever finds it finds the whole of it."""
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    write(part)
-    part.replace(path)
-    return path
-
-
-def _save(place: Path, manifest: Mapping[str, Any]) -> None:
-    write_atomically(place / "manifest.json", json.dumps(manifest, indent=1, allow_nan=False) + "\n")
-
-
 def _left(place: Path, manifest: Mapping[str, Any], sections: Sequence[Section]) -> list[Section]:
     """Sections that the manifest does not know, or whose files are gone."""
     known = manifest["sections"]
@@ -293,39 +277,6 @@ def _left(place: Path, manifest: Mapping[str, Any], sections: Sequence[Section])
         for one in sections
         if one.name not in known or not all((place / file).is_file() for file in known[one.name]["files"])
     ]
-
-
-def _earlier(place: Path, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier call left in the output folder, if anything.
-
-    Raises:
-        ValueError: something else is in there.
-    """
-    path = place / "manifest.json"
-    if not path.is_file():
-        there = sorted(
-            entry.name for entry in place.iterdir() if entry.name != LOCK and not entry.name.endswith(".part")
-        )
-        if there:
-            raise ValueError(f"output={place} holds other files ({', '.join(there[:5])}); name a new folder")
-        return None
-    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if manifest.get("schema", 0) > SCHEMA:
-        raise ValueError(f"{path} has schema {manifest['schema']}, this geoseg reads up to {SCHEMA}; update geoseg")
-    before = manifest["asked"]
-    differ = [f"{key} was {_short(before.get(key))}, is {_short(asked[key])}" for key in asked
-              if before.get(key) != asked[key]]  # fmt: skip
-    if differ:
-        raise ValueError(
-            f"output={place} holds label maps that were made otherwise: {'; '.join(differ)}. Name a new folder, or "
-            "delete this one"
-        )
-    return manifest
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def _described(method: LoadedMethod, asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from geoseg.config import check_settings, conf_folder
+from geoseg.config import check_settings, check_types, conf_folder
 from geoseg.quoting import typed
+from geoseg.signatures import written_types
 
 OWN = ("--config-dir", "-cd")
 """Options of Hydra that name a folder with a user's own experiments."""
@@ -28,6 +29,59 @@ TAKES_A_WORD = (*OWN, "--config-path", "-cp", "--config-name", "-cn", "--cfg", "
 
 SHOWN = 8
 """Options that a message names."""
+
+
+def arguments(
+    words: Sequence[str], target: str, needed: Mapping[str, str], such: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the words of a command say to the function that does its work, before its libraries are loaded.
+
+    Args:
+        words: typed key=value.
+        target: the full name of a function of geoseg, whose parameters the keys are.
+        needed: keys that have to be there, each with what to say where it is not.
+        such: an example of a setting, for messages.
+
+    Returns:
+        Its arguments, and where checkpoints lie now, by their keys in a method.
+
+    Raises:
+        ValueError: a word that is no setting of it, or a value that it does not take; or one that is needed is missing.
+    """
+    declared = written_types(target)
+    moved: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"a setting is typed key=value, such as {such}; got {word!r}")
+        if key.startswith("method.") and "path" in key:
+            moved[key] = value
+        elif key not in declared:
+            near = difflib.get_close_matches(key, declared, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(declared)}"
+            raise ValueError(f"there is no setting {key}; {hint}")
+        elif declared[key] == {str}:  # a path means what it says, whatever letters are in it
+            settings[key] = value
+        else:
+            settings[key] = _value(word, key)
+    for key, what in needed.items():
+        if not settings.get(key):
+            raise ValueError(what)
+    check_types({"_target_": target, **settings}, declared=written_types)
+    for key, value in settings.items():
+        if isinstance(value, dict) or (isinstance(value, list) and list not in declared[key]):
+            raise ValueError(f"{key}={value}: one value is wanted")
+    return settings, moved
+
+
+def _value(word: str, key: str) -> Any:
+    """The value of key=value, read as YAML."""
+    try:
+        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
+    except Exception as error:  # OmegaConf's own, and those of the YAML reader that it uses
+        raise ValueError(f"cannot read {word!r}: {str(error).splitlines()[0]}") from None
+    return read[key]
 
 
 def check_overrides(words: Sequence[str], multirun: bool = False, folders: Sequence[str] = ()) -> None:

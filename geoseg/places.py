@@ -38,12 +38,13 @@ class Busy(RuntimeError):
     """Somebody else works in a folder; the message says who and since when."""
 
 
-def check_writable(folder: Path, option: str) -> None:
+def check_writable(folder: Path, option: str, needed: int = LEAST) -> None:
     """Looks whether a folder can be made or written to, and has some room left; writes nothing.
 
     Args:
         folder: need not exist yet.
         option: the setting that names it, for the message.
+        needed: bytes that must be free.
 
     Raises:
         ValueError: it cannot, and what stands in the way.
@@ -55,9 +56,9 @@ def check_writable(folder: Path, option: str) -> None:
         raise ValueError(f"results go to {folder}, but {place} is no folder; choose another one with {option}=FOLDER")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ValueError(f"results go to {folder}, but {place} is read-only; choose another one with {option}=FOLDER")
-    if (free := shutil.disk_usage(place).free) < LEAST:
+    if (free := shutil.disk_usage(place).free) < needed:
         raise ValueError(
-            f"results go to {folder}, but only {free >> 20} MiB are free there and {LEAST >> 20} are needed at least; "
+            f"results go to {folder}, but only {free >> 20} MiB are free there and {needed >> 20} are needed at least; "
             f"make room, or choose another one with {option}=FOLDER"
         )
 

@@ -229,10 +229,15 @@ def load(
     """
     folder, record = find_run(run, runs)
     method = method_of(folder, record, trust, moved)
+    return LoadedMethod(folder, record, method, trainer_of(record, accelerator), trained)
+
+
+def trainer_of(record: Mapping[str, Any], accelerator: str | None = None) -> pl.Trainer:
+    """Where and in which precision to compute what a run has trained; ``accelerator`` as in ``load``."""
     settings = dict(record["config"]["trainer"])
     if accelerator is not None:
         settings |= {"accelerator": accelerator, "precision": "auto"}
-    trainer = pl.Trainer(
+    return pl.Trainer(
         accelerator=settings["accelerator"],
         devices=alone(settings)["devices"],
         precision=precision_of(settings),  # type: ignore[arg-type]
@@ -241,7 +246,6 @@ def load(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    return LoadedMethod(folder, record, method, trainer, trained)
 
 
 def method_of(
@@ -258,7 +262,34 @@ def method_of(
     Raises:
         ValueError: it labels nothing, names what nobody trusts, or stands on other files than the run did.
     """
-    method: dict[str, Any] = embedded_here(record["config"]["method"])
+    if record["config"]["method"]["predictor"] is None or not record["data"]["class_names"]:
+        raise ValueError(
+            f"the run in {folder} ({record['method']}) knows no classes, so it labels nothing; geoseg export hands "
+            "a LoRA on to other programs"
+        )
+    return checked(folder, record, record["config"]["method"], trust, moved)
+
+
+def checked(
+    folder: Path,
+    record: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+    trust: Sequence[str] = (),
+    moved: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """A run's method, or those keys of it that are needed, once it is sure that they mean what they meant then.
+
+    Args:
+        folder: the run's.
+        record: the run's.
+        recorded: the method as the run was given it; what is not needed may be None in it.
+        trust: packages outside geoseg whose objects it may name.
+        moved: see ``load``.
+
+    Raises:
+        ValueError: it names what nobody trusts, or stands on other files than the run did.
+    """
+    method: dict[str, Any] = embedded_here(recorded)
     for key, value in (moved or {}).items():
         *parts, last = key.split(".")
         node: Any = {"method": method}
@@ -267,11 +298,6 @@ def method_of(
         if not isinstance(node, dict) or last not in node or last not in PATHS:
             raise ValueError(f"{key}={value}: this run has no such file; config.yaml in {folder} shows its keys")
         node[last] = value
-    if method["predictor"] is None or not record["data"]["class_names"]:
-        raise ValueError(
-            f"the run in {folder} ({record['method']}) knows no classes, so it labels nothing; geoseg export hands "
-            "a LoRA on to other programs"
-        )
     check_targets({"method": method}, trust)
     try:
         now = weights_of(method)

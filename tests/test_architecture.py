@@ -136,8 +136,9 @@ def test_readme_is_short_and_its_links_lead_somewhere():
 
 
 def commands():
-    """The words of every line in shell blocks of the README and docs/data.md that calls geoseg run or geoseg demo."""
-    blocks = re.findall(r"```bash\n(.*?)```", README + (ROOT / "docs" / "data.md").read_text("utf-8"), re.DOTALL)
+    """The words of every line in shell blocks of the README and two pages that calls geoseg run or geoseg demo."""
+    pages = README + "".join((ROOT / "docs" / page).read_text("utf-8") for page in ("data.md", "reproduction.md"))
+    blocks = re.findall(r"```bash\n(.*?)```", pages, re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     return [line[2:] for line in words if line[:2] in (["geoseg", "run"], ["geoseg", "demo"])]

@@ -49,7 +49,7 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "geoseg run experiment=label_lora" in done.stdout
-    for name in ("demo", "evaluate", "predict", "compare", "fetch"):
+    for name in ("demo", "evaluate", "predict", "synthesize", "compare", "fetch"):
         assert f"\ngeoseg {name} " in done.stdout
     for name in ("report", "export", "sync", "doctor", "status"):
         assert f"usage: geoseg {name} " in done.stdout
@@ -69,9 +69,7 @@ def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str
     assert run_cli("rnu") == 2
     assert "no command 'rnu'; did you mean run?" in capsys.readouterr().err
     assert run_cli("xyz") == 2
-    assert (
-        "there are run, demo, evaluate, predict, report, export, sync, doctor, fetch, status" in capsys.readouterr().err
-    )
+    assert "there are run, demo, evaluate, predict, synthesize, report, export, sync, doctor" in capsys.readouterr().err
     assert run_cli("demo", "--help") == 0
     assert "experiment=label_lora" in capsys.readouterr().out
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import sys
-from typing import Any
 
 USAGE = """\
 geoseg predict run=RUN input=FILE|FOLDER output=FOLDER [key=value ...]
@@ -32,6 +30,13 @@ RUN is a run's folder, or its id or the beginning of it; method.model.path_or_id
   geoseg predict run=32d1375255 input=survey.sgy output=labelled every=10
 """
 
+NEEDED = {
+    "run": "which run? run=RUN names its folder, runs/EXPERIMENT/RUN_ID, or its id",
+    "input": "label what? input=FILE or FOLDER names pictures or SEG-Y",
+    "output": "where to? output=FOLDER names a new folder",
+}
+"""What has to be said, and how to ask for it."""
+
 
 def command(words: list[str]) -> int:
     """Labels profiles without label maps."""
@@ -45,7 +50,9 @@ def command(words: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     quieten()
     try:
-        settings, moved = _read(words)
+        from geoseg.overrides import arguments
+
+        settings, moved = arguments(words, "geoseg.label_maps.label_maps", NEEDED, "every=10")
 
         from geoseg.label_maps import label_maps
 
@@ -59,59 +66,3 @@ def command(words: list[str]) -> int:
     count = len(manifest["sections"])
     print(f"{count} label map{'s' if count > 1 else ''} by {manifest['method']} -> {settings['output']}")
     return 0
-
-
-def _read(words: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """What the words say to ``label_maps``, before its libraries are loaded.
-
-    Returns:
-        Its arguments, and where checkpoints lie now, by their keys.
-
-    Raises:
-        ValueError: a word that is no setting of it, or a value that it does not take; or an input, an output or the
-            run is missing.
-    """
-    from geoseg.config import check_types
-    from geoseg.signatures import written_types
-
-    target = "geoseg.label_maps.label_maps"
-    declared = written_types(target)
-    moved: dict[str, str] = {}
-    settings: dict[str, Any] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"a setting is typed key=value, such as every=10; got {word!r}")
-        if key.startswith("method.") and "path" in key:
-            moved[key] = value
-        elif key not in declared:
-            near = difflib.get_close_matches(key, declared, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(declared)}"
-            raise ValueError(f"there is no setting {key}; {hint}")
-        elif declared[key] == {str}:  # a path means what it says, whatever letters are in it
-            settings[key] = value
-        else:
-            settings[key] = _value(word, key)
-    for key, what in (
-        ("run", "which run? run=RUN names its folder, runs/EXPERIMENT/RUN_ID, or its id"),
-        ("input", "label what? input=FILE or FOLDER names pictures or SEG-Y"),
-        ("output", "where to? output=FOLDER names a new folder"),
-    ):
-        if not settings.get(key):
-            raise ValueError(what)
-    check_types({"_target_": target, **settings}, declared=written_types)
-    for key, value in settings.items():
-        if isinstance(value, dict) or (isinstance(value, list) and list not in declared[key]):
-            raise ValueError(f"{key}={value}: one value is wanted")
-    return settings, moved
-
-
-def _value(word: str, key: str) -> Any:
-    """The value of key=value, read as YAML."""
-    from omegaconf import OmegaConf
-
-    try:
-        read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([word]))
-    except Exception as error:  # OmegaConf's own, and those of the YAML reader that it uses
-        raise ValueError(f"cannot read {word!r}: {str(error).splitlines()[0]}") from None
-    return read[key]

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from geoseg.diffusion import single_file
 from geoseg.diffusion.codec import Codec
+from geoseg.diffusion.text2img import text2img
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 """Folders of a StableDiffusionPipeline that are read; a safety checker or feature extractor beside them is not."""
@@ -55,6 +56,7 @@ class LatentDiffusion(nn.Module):
         self.tokenizer = tokenizer
         self.scheduler = scheduler
         self._noted: set[str] = set()
+        self._embedded: tuple[Hashable, dict[str, Tensor]] = (None, {})
         self.requires_grad_(False)
         self.eval()
 
@@ -201,6 +203,51 @@ class LatentDiffusion(nn.Module):
         masked = getattr(self.text_encoder.config, "use_attention_mask", False)
         mask = tokens.attention_mask.to(device) if masked else None
         return self.text_encoder(tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+
+    def text_state(self) -> Hashable | None:
+        """What the text encoder's answers depend on beside the prompt; None while it learns.
+
+        8-bit optimizers change weights behind torch's version counter, so a change of what learns could not be seen.
+        """
+        text = self.text_encoder
+        weights = list(text.parameters())
+        if any(weight.requires_grad for weight in weights):
+            return None
+        kept = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.device, w.dtype) for w in weights)
+        scales = (getattr(module, "scaling", None) for module in text.modules())  # how much an adapter counts
+        adapters = tuple(tuple(sorted(scale.items())) for scale in scales if isinstance(scale, dict))
+        return kept, adapters, torch.is_autocast_enabled(self.device.type)
+
+    def embedded(self, prompts: Sequence[str]) -> Tensor:
+        """``embed``, but every prompt is read once, by itself, for as long as the text encoder stays what it is.
+
+        Args:
+            prompts: B prompts, as often as they may come.
+
+        Returns:
+            float [B, N, D]; what a prompt gives does not depend on those beside it.
+        """
+        state = self.text_state()
+        if state is None or self._embedded[0] != state:
+            self._embedded = (state, {})
+        known = self._embedded[1]
+        with torch.inference_mode(False), torch.no_grad():  # what is kept may be used where gradients are wanted
+            for prompt in dict.fromkeys(prompts):
+                if prompt not in known:
+                    known[prompt] = self.embed([prompt])[0]
+        return torch.stack([known[prompt] for prompt in prompts])
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        generators: Sequence[torch.Generator],
+        size: tuple[int, int],
+        steps: int = 30,
+        guidance: float = 7.0,
+        negative: str = "",
+    ) -> Tensor:
+        """Draws pictures from words alone, by the scheduler that the checkpoint names; see ``text2img``."""
+        return text2img(self, prompts, generators, size, steps, guidance, negative)
 
     def check_prompt(self, prompt: str) -> None:
         """Counts a prompt's tokens before any work.

@@ -94,9 +94,7 @@ def img2img(
     Raises:
         ValueError: guidance without a negative condition.
     """
-    guided = guidance > 1
-    if guided and negative is None:
-        raise ValueError(f"guidance {guidance} needs a negative condition; embed the empty prompt for it")
+    _check_guidance(guidance, negative)
     batch, run = len(latent), steps_run(steps, strength)
     if run < 1:
         if on_step is not None:
@@ -110,11 +108,70 @@ def img2img(
         scheduler.set_begin_index(start)
     noise = torch.stack([torch.randn(latent.shape[1:], generator=one) for one in generator]).to(latent)
     noisy = scheduler.add_noise(latent, noise, times[:1].repeat(batch))
+    return _denoised(denoise, scheduler, noisy, times, generator, condition, negative, guidance, on_step)
+
+
+def from_noise(
+    denoise: Denoiser,
+    scheduler: Any,
+    noise: Tensor,
+    generator: Sequence[torch.Generator],
+    condition: Tensor,
+    negative: Tensor | None = None,
+    guidance: float = 1.0,
+    steps: int = 30,
+    on_step: Callable[[float], None] | None = None,
+) -> Tensor:
+    """Draws latents from noise alone, as ``StableDiffusionPipeline`` does; calls and guidance as in ``img2img``.
+
+    Args:
+        denoise: the network.
+        scheduler: any diffusers scheduler, new or unused.
+        noise: float32 [B, 4, h, w], standard normal; the scheduler says how much of it there is at first.
+        generator: one per image, on the CPU; gives what its steps draw.
+        condition: [B, N, D] or [1, N, D].
+        negative: the same for the unconditional half; needed where guidance is above 1.
+        guidance: see ``img2img``.
+        steps: length of the schedule, all of which is run.
+        on_step: see ``img2img``.
+
+    Returns:
+        float32 [B, 4, h, w].
+
+    Raises:
+        ValueError: guidance without a negative condition.
+    """
+    _check_guidance(guidance, negative)
+    scheduler.set_timesteps(steps, device="cpu")
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    noisy, times = noise * scheduler.init_noise_sigma, scheduler.timesteps
+    return _denoised(denoise, scheduler, noisy, times, generator, condition, negative, guidance, on_step)
+
+
+def _check_guidance(guidance: float, negative: Tensor | None) -> None:
+    if guidance > 1 and negative is None:
+        raise ValueError(f"guidance {guidance} needs a negative condition; embed the empty prompt for it")
+
+
+def _denoised(
+    denoise: Denoiser,
+    scheduler: Any,
+    noisy: Tensor,
+    times: Tensor,
+    generator: Sequence[torch.Generator],
+    condition: Tensor,
+    negative: Tensor | None,
+    guidance: float,
+    on_step: Callable[[float], None] | None,
+) -> Tensor:
+    """Takes the noise of latents away, from the first of these times of the scheduler to the last."""
+    batch, guided = len(noisy), guidance > 1
     condition = condition.expand(batch, -1, -1)
     if guided and negative is not None:
         condition = torch.cat([negative.expand(batch, -1, -1), condition])
     options = {"generator": list(generator)} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    for time, on_device in zip(times, times.to(latent.device), strict=True):
+    for time, on_device in zip(times, times.to(noisy.device), strict=True):
         model_input = scheduler.scale_model_input(torch.cat([noisy, noisy]) if guided else noisy, time)
         answer = denoise(model_input, on_device, condition)
         if guided:

@@ -127,7 +127,7 @@ class Img2Img(nn.Module):
             for name in adapter_names(parts)
         }
         with torch.inference_mode(), weighted(parts, weights):
-            condition = self._embed(prompt, weights)
+            condition = self._embed(prompt)
             picture = image.expand(-1, 3, -1, -1)
             stages: dict[str, Tensor] = {}
             for number, strength in enumerate(self.strengths, start=1):
@@ -188,18 +188,13 @@ class Img2Img(nn.Module):
             )
         return prompt
 
-    def _embed(self, prompt: Prompt, weights: dict[str, dict[str, float]]) -> Tensor:
+    def _embed(self, prompt: Prompt) -> Tensor:
         """Negative and positive prompt [2, N, D], kept from call to call while the text encoder stays the same."""
-        text = self.model.text_encoder
-        if any(p.requires_grad for p in text.parameters()):
-            # 8-bit optimizers change weights behind torch's version counter, so a change could not be seen
+        state = self.model.text_state()
+        if state is None:
             self._embedded = None
             return self.model.embed([self.negative_prompt, prompt.words])
-        spoken = (self.negative_prompt, prompt.words, tuple((name, w["text"]) for name, w in weights.items()))
-        state = tuple(
-            (p.data_ptr(), 0 if p.is_inference() else p._version, p.device, p.dtype) for p in text.parameters()
-        )
-        key = (spoken, state, torch.is_autocast_enabled(self.model.device.type))
+        key = (self.negative_prompt, prompt.words, state)
         if self._embedded is None or self._embedded[0] != key:
             self._embedded = (key, self.model.embed([self.negative_prompt, prompt.words]))
         return self._embedded[1]
