@@ -245,7 +245,7 @@ def _written(
         ),
     ]
     if method.palette.softness is None:  # the run's targets were shares, of which labels say which are above one half
-        files.append(_put(place / "mattes" / f"{one.name}.png", lambda part: _grey(found.values[i].float(), part)))
+        files.append(put(place / "mattes" / f"{one.name}.png", lambda part: _grey(found.values[i].float(), part)))
     if wanted["probs"]:
         probs = found.probs[i].float()
         files.append(put(place / "probs" / f"{one.name}.npy", lambda part: np.save(part, probs.numpy())))
