@@ -23,14 +23,21 @@ from torch import Tensor
 FILE = "pytorch_lora_weights.safetensors"
 """The name diffusers looks for in an adapter folder."""
 
+KIN_FILE = "lycoris_weights.safetensors"
+"""The name of a file with a LoHa or LoKr."""
+
 LAYOUTS = ("kohya", "diffusers")
 """Ways of naming the matrices in a file."""
 
-_DIFFUSERS = {"unet": "unet.", "text": "text_encoder.text_model."}
+_DIFFUSERS = {"unet": "unet.", "text": "text_encoder.text_model.", "transformer": "transformer."}
+_STATED = {"unet": "unet.", "text": "text_encoder.", "transformer": "transformer."}  # how options and keys begin
+# LyCORIS names a U-Net's and CLIP's layers as kohya does; those of a transformer in diffusers' layout as here
+_LYCORIS = {"unet": "lora_unet_", "text": "lora_te_text_model_", "transformer": "lycoris_"}
 # "lora_te1_" is SDXL's first text encoder: files of Stable Diffusion 1 that carry it are read, and none is written
 _KOHYA = {"unet": "lora_unet_", "text": "lora_te_text_model_"}
 _KOHYA_READ = {"lora_unet_": "unet", "lora_te_": "text", "lora_te1_": "text"}
 _SIDES = {"lora_A.weight": "down", "lora_B.weight": "up", "lora_down.weight": "down", "lora_up.weight": "up"}
+_KIN_OPTIONS = "geoseg.lycoris"
 _OPTIONS = "lora_adapter_metadata"  # where diffusers keeps rank, alpha and targets in a file's header
 _SD1_WIDTH = 768  # of CLIP ViT-L/14, whose words condition Stable Diffusion 1
 
@@ -58,7 +65,7 @@ class Adapter(NamedTuple):
     """What a file holds.
 
     Attributes:
-        layers: part ("unet", "text") to path to layer.
+        layers: part ("unet", "text", "transformer") to path to layer.
         options: part to options of peft's LoraConfig that the file states, such as target_modules.
         metadata: the strings in the file's header.
         flat: paths have "_" for ".", which only the model's own paths can undo.
@@ -90,9 +97,9 @@ class Adapter(NamedTuple):
             layer.down.shape[1]
             for part, layers in self.layers.items()
             for path, layer in layers.items()
-            if path.endswith(ends[part])
+            if path.endswith(ends.get(part, ()))
         }
-        return widths == {_SD1_WIDTH}
+        return widths == {_SD1_WIDTH} and "transformer" not in self.layers  # FLUX has the same CLIP
 
 
 def read(path: str | os.PathLike[str]) -> Adapter:
@@ -115,10 +122,11 @@ def read(path: str | os.PathLike[str]) -> Adapter:
     found, strange = (_kohya_names if flat else _diffusers_names)(state)
     if strange:
         raise ValueError(
-            f"{path} holds {len(strange)} entries that are no low-rank matrix of a U-Net or of one text encoder, such "
-            f"as {strange[0]}; it was made for another kind of model (SDXL has lora_te2_), or is no plain LoRA"
+            f"{path} holds {len(strange)} entries that are no low-rank matrix of a U-Net, of a FLUX transformer or of "
+            f"one text encoder, such as {strange[0]}; it was made for another kind of model (SDXL has lora_te2_), or "
+            "is no plain LoRA"
         )
-    options = {part: _below(stated, prefix) for part, prefix in (("unet", "unet."), ("text", "text_encoder."))}
+    options = {part: _below(stated, prefix) for part, prefix in _STATED.items()}
     layers: dict[str, dict[str, Layer]] = {}
     for (part, name), sides in found.items():
         layers.setdefault(part, {})[name] = _layer(f"{path}: {part} {name}", name, sides, options[part])
@@ -149,7 +157,8 @@ def write(
         notes: further entries of the file's header.
 
     Raises:
-        ValueError: numbers are too large for dtype, or a file of kohya's is wanted in diffusers' layout.
+        ValueError: numbers are too large for dtype, a file of kohya's is wanted in diffusers' layout, or an adapter
+            of a FLUX transformer in kohya's.
     """
     path = Path(path)
     state = in_kohya_layout(adapter, dtype) if layout == "kohya" else in_diffusers_layout(adapter, dtype)
@@ -160,11 +169,15 @@ def write(
             "the same, the training diverged"
         )
     header = _kohya_header(adapter, path.stem) if layout == "kohya" else _diffusers_header(adapter)
+    return _put(path, state, {**header, **(notes or {})})
+
+
+def _put(path: Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with open(scratch, "wb") as file:  # safetensors' own save_file would let nobody else read it
-            file.write(save(state, {"format": "pt", **header, **(notes or {})}))
+            file.write(save(dict(state), {"format": "pt", **header}))
             file.flush()
             os.fsync(file.fileno())
         os.replace(scratch, path)
@@ -173,8 +186,88 @@ def write(
     return path
 
 
+class Kin(NamedTuple):
+    """A LoHa or LoKr.
+
+    Attributes:
+        kind: "loha" or "lokr".
+        options: rank and alpha; for LoKr also factor, -1 for the square root.
+        layers: part to path to matrix by its name, such as "hada_w1_a" or "lokr_w2", of LyCORIS and peft alike.
+    """
+
+    kind: str
+    options: dict[str, Any]
+    layers: dict[str, dict[str, dict[str, Tensor]]]
+
+
+def write_kin(kin: Kin, path: str | os.PathLike[str]) -> Path:
+    """Writes a LoHa or LoKr in the names of LyCORIS, float32; the file appears whole or not at all.
+
+    Options stand in the header, since a LoKr's matrices do not tell all of them.
+    """
+    state: dict[str, Tensor] = {}
+    for part, layers in kin.layers.items():
+        for name, matrices in layers.items():
+            layer = _LYCORIS[part] + name.replace(".", "_")
+            state |= {f"{layer}.{matrix}": value.float().contiguous() for matrix, value in matrices.items()}
+            state[f"{layer}.alpha"] = torch.tensor(float(kin.options["alpha"]))
+    header = {_KIN_OPTIONS: json.dumps({"kind": kin.kind, **kin.options})}
+    return _put(Path(path), state, {**header, "ss_network_module": "lycoris.kohya"})
+
+
+def read_kin(path: str | os.PathLike[str]) -> Kin | None:
+    """Reads a LoHa or LoKr of this project; None where the file is something else. Paths have "_" for ".".
+
+    Raises:
+        ValueError: it cannot be read, or another program wrote it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            if not any(".hada_" in name or ".lokr_" in name for name in names):
+                return None
+            stated = json.loads((file.metadata() or {}).get(_KIN_OPTIONS, "null"))
+            state = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as an adapter in safetensors: {error}") from None
+    if stated is None:
+        raise ValueError(
+            f"{path} is no plain LoRA but a LoHa or LoKr of another program, without its options; train one here"
+        )
+    layers: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for key, value in state.items():
+        name, _, matrix = key.partition(".")
+        part = next((part for part, prefix in _LYCORIS.items() if name.startswith(prefix)), None)
+        if part is None:
+            raise ValueError(f"{path} holds {key}, which is of no known part of a model; the file is damaged")
+        if matrix != "alpha":
+            layers.setdefault(part, {}).setdefault(name.removeprefix(_LYCORIS[part]), {})[matrix] = value
+    return Kin(stated.pop("kind"), stated, layers)
+
+
+def made(kind: str, matrices: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Rows and columns of what the matrices of one layer of a LoHa or LoKr make together."""
+    if kind == "loha":
+        return matrices["hada_w1_a"].shape[0], matrices["hada_w1_b"].shape[1]
+    rows, columns = 1, 1
+    for side in ("lokr_w1", "lokr_w2"):
+        whole = side in matrices
+        rows *= matrices[side if whole else f"{side}_a"].shape[0]
+        columns *= matrices[side if whole else f"{side}_b"].flatten(1).shape[1]
+    return rows, columns
+
+
 def in_kohya_layout(adapter: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Three tensors per layer: ``lora_down.weight``, ``lora_up.weight`` and the scalar ``alpha``."""
+    """Three tensors per layer: ``lora_down.weight``, ``lora_up.weight`` and the scalar ``alpha``.
+
+    Raises:
+        ValueError: kohya's names for FLUX take three of diffusers' layers for one.
+    """
+    if "transformer" in adapter.layers:
+        raise ValueError(
+            "the layers of a FLUX transformer have no names of their own in kohya's layout; write diffusers' "
+            "(--format diffusers), which ComfyUI reads too"
+        )
     state: dict[str, Tensor] = {}
     for part, layers in adapter.layers.items():
         for name, layer in layers.items():
@@ -240,8 +333,8 @@ def _kohya_names(state: Mapping[str, Tensor]) -> tuple[_Found, list[str]]:
 
 def _diffusers_names(state: Mapping[str, Tensor]) -> tuple[_Found, list[str]]:
     found: _Found = {}
-    strange = [key for key in state if not key.startswith(("unet.", "text_encoder."))]
-    for part, prefix in (("unet", "unet."), ("text", "text_encoder.")):
+    strange = [key for key in state if not key.startswith(tuple(_STATED.values()))]
+    for part, prefix in _STATED.items():
         mine = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if not all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in mine):
             mine = _renamed(mine, part)
@@ -265,7 +358,7 @@ def _renamed(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
     )
 
     try:
-        if part == "unet":
+        if part in ("unet", "transformer"):
             return convert_unet_state_dict_to_peft(state)
         return convert_state_dict_to_peft(convert_state_dict_to_diffusers(state))
     except ValueError:  # nothing that diffusers ever wrote
@@ -330,6 +423,5 @@ def _diffusers_header(adapter: Adapter) -> dict[str, str]:
     for part, layers in adapter.layers.items():
         options = {"target_modules": list(layers), **adapter.options.get(part, {}), **pattern(layers)}
         options.pop("use_rslora", None)  # alpha says it already
-        prefix = "unet" if part == "unet" else "text_encoder"
-        stated |= {f"{prefix}.{key}": value for key, value in options.items()}
+        stated |= {f"{_STATED[part]}{key}": value for key, value in options.items()}
     return {_OPTIONS: json.dumps(stated, indent=2, sort_keys=True)}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from geoseg.adapters import FILE, Adapter, read, write
+from geoseg.adapters import FILE, KIN_FILE, Adapter, read, write
 from geoseg.record import find_run, read_record
 
 
@@ -111,6 +111,10 @@ def find(source: Path) -> tuple[Path, dict[str, Any] | None]:
     if record["status"] != "done":
         hint = f"; its training did come to an end, so {path.parent} can be exported" if trained else ""
         raise ValueError(f"the run in {source} is not finished ({record.get('error', record['status'])}){hint}")
+    if KIN_FILE in record.get("adapter", []):
+        raise ValueError(
+            f"{source} trained a LoHa or LoKr; {fit / 'adapter' / KIN_FILE} has LyCORIS's names already, copy it"
+        )
     if FILE not in record.get("adapter", []):
         raise ValueError(f"{source} is a run of {title!r}, which trains a network and no LoRA to export")
     if not trained:

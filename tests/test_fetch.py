@@ -202,3 +202,17 @@ def test_every_hub_option_is_known() -> None:
     for path in (conf_folder() / "checkpoints").glob("hub*.yaml"):
         assert OmegaConf.load(path).stable_diffusion.path_or_id in fetch.PIPELINES
         assert OmegaConf.load(path).dinov2.path_or_id in fetch.ENCODERS
+
+
+def test_flux_is_known_and_its_gate_is_told(
+    run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str], cache: Path
+) -> None:
+    name = "black-forest-labs/FLUX.1-dev"
+    assert run_cli("fetch", "checkpoints=hub_flux") == 0
+    said = capsys.readouterr().out
+    assert f"flux: {name}\n  revision newest, FLUX.1 [dev] Non-Commercial License, gated, 33.74 GB, not here" in said
+    assert "stable_diffusion" not in said and "Segment Anything" not in said
+    put(cache, name, "c0ffee", fetch.FLUX)
+    assert run_cli("fetch", "checkpoints=hub_flux") == 0
+    assert "33.74 GB, here\n" in capsys.readouterr().out
+    assert all(any(fnmatch(file, pattern) for pattern in fetch.WANTED["flux"]) for file in fetch.FLUX)

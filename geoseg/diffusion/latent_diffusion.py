@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
-import tempfile
-import warnings
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import diffusers
 import torch
-import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from geoseg.diffusion import single_file
+from geoseg.diffusion import folders, single_file
 from geoseg.diffusion.codec import Codec
+from geoseg.diffusion.objectives import Objective
 from geoseg.diffusion.text2img import text2img
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
@@ -63,7 +58,7 @@ class LatentDiffusion(nn.Module):
     @classmethod
     def load(
         cls,
-        path_or_id: str | os.PathLike[str],
+        path_or_id: str | os.PathLike[str] | None,
         revision: str | None = None,
         dtype: str | torch.dtype = torch.float32,
         prediction_type: str | None = None,
@@ -82,28 +77,23 @@ class LatentDiffusion(nn.Module):
         Raises:
             ValueError: nothing is there, or a part is missing.
         """
-        dtype = _dtype(dtype)
+        dtype = folders.dtype_of(dtype)
         if prediction_type not in (None, *single_file.PREDICTION_TYPES):
             raise ValueError(f"prediction_type must be epsilon, v_prediction or null, got {prediction_type}")
+        if path_or_id is None:
+            raise ValueError(
+                "no Stable Diffusion is chosen; give checkpoints.stable_diffusion.path_or_id=FOLDER, or take "
+                "checkpoints=hub"
+            )
         where = os.path.expanduser(path_or_id)
         if single_file.is_file(where):
             return cls(**single_file.read(where, prediction_type, dtype))
         if prediction_type is not None:
             raise ValueError("prediction_type is for single files; a folder says it in scheduler/scheduler_config.json")
-        if os.path.isdir(where):
-            missing = [part for part in PARTS if not os.path.isdir(os.path.join(where, part))]
-            if missing:
-                raise ValueError(
-                    f"{where} lacks {', '.join(missing)}: a StableDiffusionPipeline folder holds {', '.join(PARTS)}; "
-                    "write one with its save_pretrained, or give the id of one on the hub"
-                )
-        elif where.startswith((".", "/", "~")) or where.count("/") > 1 or not where:
-            raise ValueError(
-                f"there is no folder {where!r}; give a StableDiffusionPipeline folder, a .safetensors file or a hub id"
-            )
+        where = folders.place(where, PARTS, "StableDiffusionPipeline")
         options: dict[str, Any] = {"revision": revision} if revision is not None else {}
         weights = {"use_safetensors": True, **options}
-        with _quiet():
+        with folders.quiet():
             try:
                 upcast = AutoencoderKL.load_config(where, subfolder="vae", **options).get("force_upcast", True)
                 exact = torch.float32 if upcast else dtype
@@ -131,12 +121,6 @@ class LatentDiffusion(nn.Module):
         Raises:
             ValueError: an adapter is attached, or the folder holds something else.
         """
-        if any(".lora_A." in name for name, _ in self.named_parameters()):
-            raise ValueError("an adapter is attached; detach it first, and save it with geoseg.lora.save")
-        folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / "model_index.json").exists():
-            raise ValueError(f"{folder} is not empty and holds no saved model; choose another folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
         modules = {"vae": self.vae, "unet": self.unet, "text_encoder": self.text_encoder}
         if half:
             modules = {name: copy.deepcopy(module).half() for name, module in modules.items()}
@@ -148,16 +132,7 @@ class LatentDiffusion(nn.Module):
             feature_extractor=None,
             requires_safety_checker=False,
         )
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch, _quiet():
-            written = Path(scratch) / "new"
-            pipeline.save_pretrained(written, safe_serialization=True)
-            for config in written.rglob("config.json"):  # diffusers writes down where a part was read from
-                entries = json.loads(config.read_text(encoding="utf-8"))
-                entries.pop("_name_or_path", None)
-                config.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
-            if folder.exists():
-                os.replace(folder, Path(scratch) / "old")
-            os.replace(written, folder)
+        folders.write(pipeline, folder, self)
 
     @property
     def codec(self) -> Codec:
@@ -177,6 +152,16 @@ class LatentDiffusion(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """The modules that adapters and parameter groups are made for."""
         return {"unet": self.unet, "text": self.text_encoder}
+
+    def objective(self, times: str = "uniform", min_snr_gamma: float | None = None) -> Objective:
+        """What the denoising network is trained to answer, as its scheduler says; arguments as in ``Objective.of``."""
+        return Objective.of(self.scheduler.config, min_snr_gamma, times)
+
+    def checkpoint_activations(self) -> None:
+        """Computes activations anew in the backward pass, rather than keep them."""
+        self.unet.enable_gradient_checkpointing()
+        text = self.text_encoder  # transformers is about to give it another name
+        getattr(text, "activation_checkpointing_enable", text.gradient_checkpointing_enable)()
 
     def embed(self, prompts: list[str]) -> Tensor:
         """What the denoising network is told about each prompt.
@@ -249,6 +234,11 @@ class LatentDiffusion(nn.Module):
         """Draws pictures from words alone, by the scheduler that the checkpoint names; see ``text2img``."""
         return text2img(self, prompts, generators, size, steps, guidance, negative)
 
+    def embed_blank(self, count: int) -> Tensor:
+        """``embed`` of so many prompts whose words do not matter, for ``geoseg.memory``."""
+        tokens = torch.zeros(count, self.tokenizer.model_max_length, dtype=torch.int64)
+        return self.text_encoder(tokens).last_hidden_state
+
     def check_prompt(self, prompt: str) -> None:
         """Counts a prompt's tokens before any work.
 
@@ -278,29 +268,3 @@ class LatentDiffusion(nn.Module):
         dtype = self.unet.conv_in.weight.dtype
         out = self.unet(noisy.to(dtype), time, encoder_hidden_states=condition.to(dtype), return_dict=False)[0]
         return out.to(torch.promote_types(out.dtype, torch.float32))
-
-
-def _dtype(name: str | torch.dtype) -> torch.dtype:
-    dtype = getattr(torch, name, None) if isinstance(name, str) else name
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"dtype must be float32, float16 or bfloat16, got {name}")
-    return dtype
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bars that transformers and diffusers show for every file they read or write.
-
-    Nor with the notice that diffusers passes an argument that the hub's client no longer heeds.
-    """
-    bars = [transformers.utils.logging, diffusers.utils.logging]
-    shown = [bar for bar in bars if bar.is_progress_bar_enabled()]
-    for bar in shown:
-        bar.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The `local_dir_use_symlinks` argument")
-            yield
-    finally:
-        for bar in shown:
-            bar.enable_progress_bar()

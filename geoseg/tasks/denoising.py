@@ -16,9 +16,10 @@ from geoseg import lora, progress
 from geoseg.crops import Bucket, bucket, pad_to, pad_to_multiple, random_corner
 from geoseg.data.module import SameShape, Split
 from geoseg.diffusion.codec import Codec
+from geoseg.diffusion.flux import FluxDiffusion
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
-from geoseg.diffusion.objectives import Objective
-from geoseg.lora import LoRA
+from geoseg.diffusion.objectives import FlowTimes, Steps
+from geoseg.lora import Plan
 from geoseg.palette import Palette
 from geoseg.randomness import stream
 from geoseg.tasks.task import Task
@@ -78,7 +79,8 @@ def _halved(moments: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 class Latents(Dataset[dict[str, Any]]):
     """The pictures of a split as latents, encoded once, with noise and timestep looked up per visit.
 
-    Item (index, visit) holds ``latent`` and ``noise`` [4, h, w], ``time`` int64 [], ``caption`` and ``name``.
+    Item (index, visit) holds ``latent`` and ``noise`` [4, h, w], ``time`` [] as the model counts it, ``caption`` and
+    ``name``.
 
     Args:
         moments: mean and standard deviation of every picture's latent, each [4, h, w], or [2, 4, h, w] with
@@ -86,8 +88,8 @@ class Latents(Dataset[dict[str, Any]]):
         captions: words of every picture.
         names: sample ids.
         crop: side of the latent square that is cut out per visit, or the rectangle (high, wide) of every picture.
-        timesteps: length of the noise schedule.
-        visits: for validation, how many fixed timesteps are spread over the schedule; None draws them at random.
+        times: those of the model's noise schedule.
+        visits: for validation, how many fixed times are spread over the schedule; None draws them at random.
         drop_caption: share of visits with empty words, which classifier-free guidance needs.
         noise_offset: size of a constant per channel that is added to the noise.
         seed: key of all randomness.
@@ -99,7 +101,7 @@ class Latents(Dataset[dict[str, Any]]):
         captions: Sequence[str],
         names: Sequence[str],
         crop: int | Sequence[tuple[int, int]],
-        timesteps: int,
+        times: Steps | FlowTimes,
         visits: int | None,
         drop_caption: float,
         noise_offset: float,
@@ -107,7 +109,7 @@ class Latents(Dataset[dict[str, Any]]):
     ) -> None:
         self.moments, self.captions, self.names = moments, captions, names
         self.crops = [(crop, crop)] * len(moments) if isinstance(crop, int) else list(crop)
-        self.timesteps, self.visits = timesteps, visits
+        self.times, self.visits = times, visits
         self.drop_caption, self.noise_offset, self.seed = drop_caption, noise_offset, seed
 
     def __len__(self) -> int:
@@ -129,9 +131,9 @@ class Latents(Dataset[dict[str, Any]]):
         noise = torch.randn(mean.shape, generator=generator)
         noise = noise + self.noise_offset * torch.randn(mean.shape[0], 1, 1, generator=generator)
         if self.visits is None:
-            time = torch.randint(self.timesteps, (), generator=generator)
+            time = self.times.drawn(generator, cells=high * wide)
         else:
-            time = torch.tensor(int((visit + 0.5) / self.visits * self.timesteps))
+            time = self.times.at((visit + 0.5) / self.visits)
         dropped = self.visits is None and float(torch.rand((), generator=generator)) < self.drop_caption
         return {
             "latent": latent,
@@ -143,12 +145,12 @@ class Latents(Dataset[dict[str, Any]]):
 
 
 class DenoisingTask(Task):
-    """Trains a latent diffusion model, or the adapter in it, to predict the noise of noisy pictures.
+    """Trains a latent diffusion model, or the adapter in it, to take the noise from noisy pictures.
 
     Args:
-        model: the diffusion model; its autoencoder stays frozen.
+        model: the diffusion model, which says what is to be answered; its autoencoder stays frozen.
         palette: paints label maps, where ``paint`` is on.
-        adapter: the LoRA attached to ``model``, or None to train all of UNet and text encoder.
+        adapter: what is attached to ``model``, or None to train all of its ``parts``.
         paint: learn painted label maps (the profiles are never looked at); off: learn the images themselves.
         caption: words for every picture; None takes each sample's own.
         crop: side of the training square in pixels, a multiple of what the model can halve.
@@ -159,6 +161,7 @@ class DenoisingTask(Task):
         drop_caption: share of visits with empty words, in [0, 1).
         min_snr_gamma: caps the weight of easy timesteps (Hang et al. 2023 use 5); None weighs all alike.
         noise_offset: adds a constant per channel to the noise, so that overall brightness is learnt too.
+        times: how noisy latents are made, see ``geoseg.diffusion.objectives.TIMES``.
         gradient_checkpointing: computes activations anew in the backward pass; less memory, about a third slower.
         seed: key of all randomness.
         task: what every task needs, see ``Task``.
@@ -166,9 +169,9 @@ class DenoisingTask(Task):
 
     def __init__(
         self,
-        model: LatentDiffusion,
+        model: LatentDiffusion | FluxDiffusion,
         palette: Palette | None,
-        adapter: LoRA | None,
+        adapter: Plan | None,
         seed: int,
         paint: bool = True,
         caption: str | None = None,
@@ -180,6 +183,7 @@ class DenoisingTask(Task):
         min_snr_gamma: float | None = None,
         noise_offset: float = 0.0,
         gradient_checkpointing: bool = False,
+        times: str = "uniform",
         **task: Any,
     ) -> None:
         parts = model.parts()
@@ -205,11 +209,9 @@ class DenoisingTask(Task):
         self.paint, self.caption, self.crop, self.flip = paint, caption, crop, flip
         self.bucketing, self.upscale = bucketing, upscale
         self.drop_caption, self.noise_offset = drop_caption, noise_offset
-        self.objective = Objective.of(model.scheduler.config, min_snr_gamma=min_snr_gamma)
+        self.objective = model.objective(times, min_snr_gamma)
         if gradient_checkpointing:
-            model.unet.enable_gradient_checkpointing()
-            text = model.text_encoder  # transformers is about to give it another name
-            getattr(text, "activation_checkpointing_enable", text.gradient_checkpointing_enable)()
+            model.checkpoint_activations()
         self._embeddings: dict[str, Tensor] = {}
 
     def view(self, split: Split, training: bool) -> Latents:
@@ -220,7 +222,7 @@ class DenoisingTask(Task):
             captions,
             split.names,
             crop=[(high // factor, wide // factor) for high, wide in self.buckets(split)],
-            timesteps=self.model.scheduler.config.num_train_timesteps,
+            times=self.objective.times,
             visits=None if training else self.fit.validation_visits,
             drop_caption=self.drop_caption,
             noise_offset=self.noise_offset,
@@ -244,12 +246,11 @@ class DenoisingTask(Task):
 
     def rehearse(self, split: Split, count: int) -> Tensor:
         high, wide = max(self.buckets(split), key=math.prod)
-        factor, text = self.model.codec.factor, self.model.text_encoder
+        factor = self.model.codec.factor
         latent = torch.zeros(count, self.model.codec.channels, high // factor, wide // factor)
-        tokens = torch.zeros(count, self.model.tokenizer.model_max_length, dtype=torch.int64)
         with torch.set_grad_enabled("text" in self.groups):
-            condition = text(tokens).last_hidden_state
-        return self._losses(latent, latent, tokens[:, 0], condition).mean()
+            condition = self.model.embed_blank(count)
+        return self._losses(latent, latent, self.objective.times.at(0.5).expand(count), condition).mean()
 
     def _losses(self, latent: Tensor, noise: Tensor, time: Tensor, condition: Tensor) -> Tensor:
         noisy = self.objective.add_noise(latent, noise, time)
@@ -266,7 +267,7 @@ class DenoisingTask(Task):
     def load(self, folder: Path) -> None:
         """Puts back what ``save`` wrote."""
         if self.adapter is None:
-            self.model.load_state_dict(LatentDiffusion.load(folder).state_dict())
+            self.model.load_state_dict(type(self.model).load(folder).state_dict())
             return
         lora.detach(self.model.parts())
         lora.load(self.model.parts(), folder, self.adapter.name)
@@ -302,5 +303,6 @@ class DenoisingTask(Task):
         unread = sorted({caption for caption in captions if caption not in self._embeddings})
         if unread:  # a frozen text encoder reads every caption once
             with torch.no_grad():
-                self._embeddings.update(zip(unread, self.model.embed(unread), strict=True))
-        return torch.stack([self._embeddings[caption] for caption in captions])
+                # on the CPU: one of FLUX takes megabytes, and there may be as many as pictures
+                self._embeddings.update(zip(unread, self.model.embed(unread).cpu(), strict=True))
+        return torch.stack([self._embeddings[caption] for caption in captions]).to(self.device)

@@ -20,7 +20,7 @@ from geoseg.data.source import Source
 from geoseg.diffusion.image_conditioned import ImageConditioned
 from geoseg.diffusion.noise import multi_resolution
 from geoseg.diffusion.objectives import Objective
-from geoseg.lora import LoRA
+from geoseg.lora import Plan
 from geoseg.palette import without_gaps
 from geoseg.randomness import stream
 from geoseg.tasks.denoising import ENCODED, encoded
@@ -109,7 +109,7 @@ class MaskDiffusionTask(Task):
 
     Args:
         model: the model; its autoencoder and text encoder stay frozen. What is trained of it says its ``finetune``.
-        adapter: the LoRA attached to ``model``, or None.
+        adapter: what is attached to ``model``, or None.
         crop: side of the training square in pixels, a multiple of what the model can halve.
         flip: also learn the mirror image of every profile.
         noise_strength: of multi-resolution noise at the noisiest time, annealed to 0; 0 is plain noise, Marigold's 0.9.
@@ -127,7 +127,7 @@ class MaskDiffusionTask(Task):
     def __init__(
         self,
         model: ImageConditioned,
-        adapter: LoRA | None,
+        adapter: Plan | None,
         seed: int,
         crop: int = 512,
         flip: bool = True,

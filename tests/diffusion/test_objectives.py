@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 
-from geoseg.diffusion.objectives import Objective
+from geoseg.diffusion.objectives import TIMES, FlowMatching, Objective
 
 TIME = torch.tensor([0, 250, 999])
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -94,3 +94,63 @@ def test_reads_the_config_of_another_scheduler() -> None:
 def test_wrong_options(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Objective(torch.tensor([0.5]), **options)
+
+
+FLUX = {
+    "num_train_timesteps": 1000,
+    "use_dynamic_shifting": True,
+    "shift": 3.0,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+"""Scheduler of FLUX.1-dev."""
+
+
+def drawn(times: str, cells: int = 64 * 64, config: dict[str, object] = FLUX) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    found = FlowMatching.of(config, times=times).times
+    return torch.stack([found.drawn(generator, cells) for _ in range(4000)])
+
+
+def test_flow_matching_is_what_diffusers_does() -> None:
+    """Against its scheduler, whose numbers train_dreambooth_lora_flux.py takes."""
+    generator = torch.Generator().manual_seed(0)
+    latent, noise = (torch.randn(3, 4, 6, 6, generator=generator) for _ in range(2))
+    objective = FlowMatching.of(FLUX)
+    for config in (FLUX, {**FLUX, "use_dynamic_shifting": False}):
+        scheduler = FlowMatchEulerDiscreteScheduler(**config)
+        found = torch.stack([FlowMatching.of(config).times.at(i / 1000) for i in range(1000)])
+        torch.testing.assert_close(found, scheduler.timesteps.flip(0), atol=1e-4, rtol=1e-6)
+    scheduler = FlowMatchEulerDiscreteScheduler(**FLUX)
+    time = scheduler.timesteps[[0, 400, 999]]
+    torch.testing.assert_close(
+        objective.add_noise(latent, noise, time), scheduler.scale_noise(latent, time, noise), atol=1e-6, rtol=1e-6
+    )
+    # the target is how the noisy latent moves with the share of noise, and leads from any of them to both ends
+    step = (objective.add_noise(latent, noise, time + 1) - objective.add_noise(latent, noise, time)) * 1000
+    target = objective.target(latent, noise, time)
+    torch.testing.assert_close(step, target, atol=2e-3, rtol=1e-3)
+    assert objective.weight(time).tolist() == [1, 1, 1]
+
+
+def test_times_of_a_flow_are_distributed_as_said() -> None:
+    uniform, normal, shifted = (drawn(way) / 1000 for way in TIMES)
+    for share in (uniform, normal, shifted):
+        assert share.min() > 0 and share.max() <= 1
+    assert uniform.mean() == pytest.approx(0.5, abs=0.02) and uniform.std() == pytest.approx(12**-0.5, abs=0.01)
+    # odds that are lognormal: the logarithm has mean 0 and deviation 1, and shifting moves the mean alone
+    for share, mean in ((normal, 0.0), (shifted, 0.5 + (1024 - 256) * 0.65 / 3840)):  # 64 x 64 cells are 1024 places
+        odds = torch.logit(share.clamp(1e-4, 1 - 1e-4))
+        assert odds.mean() == pytest.approx(mean, abs=0.06) and odds.std() == pytest.approx(1, abs=0.05)
+    assert (drawn("shifted", 128 * 128) / 1000).mean() > shifted.mean() + 0.05
+
+
+def test_a_flow_has_no_noise_levels_to_weigh_and_stable_diffusion_no_other_times() -> None:
+    with pytest.raises(ValueError, match="min_snr_gamma=5.0 weighs the noise levels of Stable Diffusion"):
+        FlowMatching.of(FLUX, min_snr_gamma=5.0)
+    with pytest.raises(ValueError, match="times must be one of uniform, logit_normal, shifted, got 'cosmap'"):
+        FlowMatching.of(FLUX, times="cosmap")
+    with pytest.raises(ValueError, match="times='shifted' is for models of flow matching"):
+        Objective.of(CONFIG, times="shifted")

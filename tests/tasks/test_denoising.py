@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from geoseg import lora
 from geoseg.data.module import DataModule, Split
 from geoseg.data.synthetic import Corpus, SyntheticEarth
+from geoseg.diffusion.objectives import Steps
 from geoseg.optim import adamw, constant, cosine
 from geoseg.palette import Palette, facies_palette
 from geoseg.tasks.denoising import DenoisingTask, Latents
@@ -44,7 +45,7 @@ def latents(**options: Any) -> Latents:
         "captions": ["a", "b", "c"],
         "names": ["x", "y", "z"],
         "crop": 5,
-        "timesteps": 1000,
+        "times": Steps(1000),
         "visits": None,
         "drop_caption": 0.0,
         "noise_offset": 0.0,
