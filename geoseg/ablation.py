@@ -7,6 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from geoseg import report
 from geoseg.losses import TRAIN, VAL
 from geoseg.metrics.statistics import rank_correlation
 from geoseg.report import flattened, given
@@ -18,6 +19,9 @@ SCORES = {
     "test/boundary_f1/mean": "boundary F1, 2 px ↑",
 }
 """Scores of the answer that are drawn over a setting, one line per stage."""
+
+IMAGES = {f"test/{score}": title for score, title in report.IMAGES.items()}
+"""Those of answers that are classes of whole images."""
 
 LOSSES = {TRAIN: "final training loss ↓", VAL: "validation loss ↓"}
 """Losses of the training behind it, one line per method: they know no stages."""
@@ -150,7 +154,7 @@ def ablation_cells(made: Sequence[Ablation]) -> tuple[list[str], list[list[Any]]
     Args:
         made: of one setting, see ``ablations``; numbers stay numbers where all its values are.
     """
-    titles = {**SCORES, **LOSSES}
+    titles = titles_of([line for one in made for line in one.lines])
     numeric = all(is_number(value) for one in made for value in one.values)
     rows: list[list[Any]] = []
     for one in made:
@@ -162,6 +166,13 @@ def ablation_cells(made: Sequence[Ablation]) -> tuple[list[str], list[list[Any]]
                     place = value if numeric else shown(value)
                     rows.append([one.data, line.owner, line.stage, place, max(map(len, found.values())), *means])
     return ["data", "method", "stage", made[0].key, "runs", *titles.values()], rows
+
+
+def titles_of(lines: Sequence[Line]) -> dict[str, str]:
+    """Scores and losses that such lines may have, with their titles: of label maps, of whole images, or of both."""
+    there = {score for line in lines for score in line.points}
+    whole = bool(there & set(IMAGES))
+    return {**({} if whole and not there & set(SCORES) else SCORES), **(IMAGES if whole else {}), **LOSSES}
 
 
 def shown(value: Any) -> str:
@@ -228,7 +239,7 @@ def _lines(
     order = sorted(runs, key=lambda run: (bool(run[2]["given"]["labels"]), run[0], seconds[run[1][-1]]))
     for method, place, record in order:
         for stage, scores in (record["stages"] or {"": record["scores"]}).items():
-            put(method, place, stage, scores, SCORES)
+            put(method, place, stage, scores, (*SCORES, *IMAGES))
         # runs that share a training are one training at each place
         if (fit := (method, *map(shown, place), record["fit_id"])) not in fits:
             fits.add(fit)

@@ -18,9 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatterSciNotation, NullFormatter, NullLocator
 
-from geoseg.ablation import LOSSES, SCORES, Ablation, is_number, shown
-from geoseg.losses import TRAIN, VAL, Curve, smoothed
+from geoseg.ablation import IMAGES, LOSSES, SCORES, Ablation, is_number, shown, titles_of
+from geoseg.losses import TRAIN, TRAIN_ACCURACY, VAL, VAL_ACCURACY, Curve, smoothed
 from geoseg.metrics.statistics import FEWEST_UNITS, student_interval
+from geoseg.mixtures import Mixed, by_epoch, gaps
 from geoseg.summary import Member, grouped
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A")
@@ -157,13 +158,13 @@ def draw_ablation(ablation: Ablation, stem: Path) -> list[Path]:
         The PNG and the PDF.
     """
     lines = ablation.lines
-    last = {line.owner: line.stage for line in lines if set(line.points) & set(SCORES)}
+    last = {line.owner: line.stage for line in lines if set(line.points) & {*SCORES, *IMAGES}}
     fewer = len(lines) > MOST_LINES
     if fewer:
         lines = [line for line in lines if line.stage in ("", last.get(line.owner))]
     owners = list(dict.fromkeys(line.owner for line in lines))
     stages = list(dict.fromkeys(line.stage for line in lines if line.stage))
-    titles = {name: title for name, title in {**SCORES, **LOSSES}.items() if any(name in one.points for one in lines)}
+    titles = {name: title for name, title in titles_of(lines).items() if any(name in one.points for one in lines)}
     across = min(3, len(titles))
     numeric = all(map(is_number, ablation.values))
     where = {value: float(value) if numeric else float(i) for i, value in enumerate(ablation.values)}
@@ -217,6 +218,93 @@ def draw_ablations(made: Sequence[Ablation], folder: Path, name: str) -> list[tu
     """
     stems = [folder / (f"over_{name}" + (f"_{i + 1}" if len(made) > 1 else "")) for i in range(len(made))]
     return [(f"{one.data} over {one.key}", draw_ablation(one, stem)) for one, stem in zip(made, stems, strict=True)]
+
+
+def draw_mixture_curves(found: Sequence[Mixed], stem: Path) -> list[Path]:
+    """Loss and accuracy over epochs, a column per share of real pictures (Figures 2 to 4 of Khrulev).
+
+    Thin lines are single seeds, thick ones their mean.
+
+    Args:
+        found: see ``geoseg.mixtures.mixtures``; those without curves are left out.
+        stem: path of the files without suffix.
+
+    Returns:
+        The PNG and the PDF; none where nothing was logged.
+    """
+    logged = [one for one in found if any(one.curves)]
+    if not logged:
+        return []
+    figure = Figure(figsize=(2.1 * len(logged) + 0.6, 4.4), layout="constrained")
+    rows = figure.subplots(2, len(logged), squeeze=False, sharey="row", sharex="col")
+    for column, one in enumerate(logged):
+        epochs = [by_epoch(run.record, curves) for run, curves in zip(one.runs, one.curves, strict=True)]
+        for row, names in enumerate(((TRAIN, VAL), (TRAIN_ACCURACY, VAL_ACCURACY))):
+            axis = rows[row, column]
+            for name, colour, dash in zip(names, COLOURS, DASHES, strict=False):
+                there = [curves[name] for curves in epochs if name in curves]
+                for curve in there:
+                    axis.plot(*curve, color=colour, ls=dash, lw=0.5, alpha=0.35)
+                shortest = min((len(curve.values) for curve in there), default=0)
+                if shortest:
+                    mean = np.mean([curve.values[:shortest] for curve in there], axis=0)
+                    axis.plot(there[0].steps[:shortest], mean, color=colour, ls=dash, lw=1.6)
+            _plain(axis)
+        rows[0, column].set_title(textwrap.fill(one.share.name, 18), fontsize=8.5, parse_math=False)
+        rows[1, column].set_xlabel("epoch", fontsize=8)
+    rows[0, 0].set_ylabel("loss", fontsize=8)
+    rows[1, 0].set_ylabel("accuracy", fontsize=8)
+    handles = [
+        Line2D([], [], color=colour, ls=dash, label=name)
+        for name, colour, dash in zip(("training", "validation"), COLOURS, DASHES, strict=False)
+    ]
+    _below(figure, handles, "real : generated; training: the mean of an epoch, as pictures were met in it")
+    return _save(figure, stem)
+
+
+def draw_mixture_shares(found: Sequence[Mixed], stem: Path) -> list[Path]:
+    """Accuracy, and the gap between training and validation, over the share of real pictures.
+
+    A line per kind of what stands beside them, through means over seeds; points are single runs, bands Student's 95 %.
+
+    Args:
+        found: see ``geoseg.mixtures.mixtures``.
+        stem: path of the files without suffix.
+
+    Returns:
+        The PNG and the PDF.
+    """
+    kinds = {"generated": "with generated ones", "nothing": "real part alone", "noised": "with noised copies"}
+    lines: dict[str, dict[str, dict[float, list[float]]]] = {"accuracy": {}, "gap": {}}
+    for one in found:
+        if one.share.seen:
+            continue
+        numbers = {"accuracy": [run.scores.get("test/accuracy/image") for run in one.runs], "gap": gaps(one)}
+        for title, values in numbers.items():
+            known = [value for value in values if value is not None]
+            for kind in kinds if one.share.rest == "" else [one.share.rest]:  # all real: the end of every line
+                if known:
+                    lines[title].setdefault(kind, {}).setdefault(one.share.real, []).extend(known)
+    there = [kind for kind in kinds if any(one.share.rest == kind for one in found)] or ["generated"]
+    figure, axes = _panels(2, 2, (8.0, 3.0))
+    titles = ("accuracy on real test pictures ↑", "accuracy, training − validation")
+    for axis, of, told in zip(axes, lines.values(), titles, strict=True):
+        for kind in there:
+            if points := of.get(kind):
+                _draw_line(axis, dict(sorted(points.items())), **_style(kind, "", there, []))
+        axis.set_title(told, fontsize=9)
+        axis.set_xlabel("share of real pictures", fontsize=8)
+        _plain(axis)
+    handles = [Line2D([], [], **_style(kind, "", there, []), label=kinds[kind]) for kind in there]
+    seen = [
+        f"{one.share.name}: accuracy {fmean(values):.3f}"
+        for one in found
+        if one.share.seen
+        and (values := [v for run in one.runs if (v := run.scores.get("test/accuracy/image")) is not None])
+    ]
+    note = "lines: means over seeds; points: single runs; band: Student's 95 % interval from three runs on"
+    _below(figure, handles, "; ".join([note, *seen]))
+    return _save(figure, stem)
 
 
 def draw_costs(found: Sequence[Cost], stem: Path, measure: str = "minutes") -> list[Path]:
@@ -291,7 +379,9 @@ def spreads(records: Sequence[Mapping[str, Any]], origin: float | None = None) -
         scores: dict[str, list[float]] = {}
         far: dict[str, float] = {}
         for member in members:
-            for name, value in zip(member.record["units"]["names"], member.per_unit["test/iou/mean"], strict=True):
+            if (values := member.per_unit.get("test/iou/mean")) is None:  # of whole images
+                continue
+            for name, value in zip(member.record["units"]["names"], values, strict=True):
                 if value is not None:
                     scores.setdefault(name, []).append(value)
                     away = distance(name, member.record["data"]["train"], origin)

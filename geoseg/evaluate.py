@@ -92,6 +92,8 @@ def _with_classes(node: Mapping[str, Any], record: Mapping[str, Any]) -> DataMod
     """
     wanted = record["data"]["class_names"]
     source = build(node["source"], "data.source")
+    if node["source"].get("class_names", ()) is None and set(source.class_names) == set(wanted):
+        source = build({**node["source"], "class_names": wanted}, "data.source")  # nobody asked for another order
     found = source.class_names
     named = not (_numbered(found) or _numbered(wanted))
     if len(found) != len(wanted) or (named and list(found) != list(wanted)):

@@ -60,6 +60,7 @@ def draw_adaptation(runs: Sequence[Found], folder: Path) -> list[tuple[str, Path
 
 
 def _has_encoder(record: Mapping[str, Any]) -> bool:
-    """Whether the method's model is put together from an encoder and something else."""
+    """Whether the method's model is put together from an encoder, which describes patches, and something else."""
     model = record["config"]["method"]["model"]
-    return isinstance(model, Mapping) and isinstance(model.get("encoder"), Mapping)
+    whole = record["data"].get("per_image", False)  # described as one
+    return isinstance(model, Mapping) and isinstance(model.get("encoder"), Mapping) and not whole

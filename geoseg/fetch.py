@@ -50,12 +50,6 @@ FLUX = (
 )
 """Files of FLUX.1's folder on the hub that ``FluxDiffusion.load`` cannot do without."""
 
-WANTED = {
-    "dinov2": ENCODER,
-    "flux": (*FLUX, "model_index.json", "tokenizer*/*.json", "tokenizer*/*.txt", "tokenizer*/*.model"),
-}
-"""What is fetched of a folder on the hub, by its key in ``conf/checkpoints``; ``PATTERNS`` where it is not here."""
-
 SECONDS = 10
 """How long the hub may take to answer at all."""
 
@@ -103,6 +97,18 @@ ENCODERS = {
     }.items()
 }
 """DINOv2 on the hub, by its authors; licence from its cards."""
+
+CLASSIFIERS = {"google/vit-base-patch16-224-in21k": Published("Apache-2.0", 4 * 86_389_248)}
+"""Vision transformers on the hub whose whole answer is used; numbers counted by building it, its pooler included."""
+
+TRANSFORMERS = ("dinov2", "vit")
+"""Checkpoints that are one model of transformers, and no pipeline."""
+
+NEEDED = {**dict.fromkeys(TRANSFORMERS, ENCODER), "flux": FLUX}
+"""Files that a folder on the hub must have, by its key in ``conf/checkpoints``; pipelines have ``WEIGHTS`` and ``CONFIGS``."""
+
+WANTED = {**NEEDED, "flux": (*FLUX, "model_index.json", "tokenizer*/*.json", "tokenizer*/*.txt", "tokenizer*/*.model")}
+"""What is fetched of it; ``PATTERNS`` where it is not here."""
 
 _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
 
@@ -182,7 +188,7 @@ def items(checkpoints: Mapping[str, Any]) -> list[Item]:
             state = (
                 "here" if not missing else f"{cached} of {cached + len(missing)} files here" if cached else "not here"
             )
-            known = (PIPELINES | ENCODERS).get(name)
+            known = (PIPELINES | ENCODERS | CLASSIFIERS).get(name)
             found.append(Item(part, name, revision or "newest", known, state, True, not missing))
         else:
             found.append(Item(part, name, "", SAM_FILES.get(path.name), "no such file or folder", False, False))
@@ -191,7 +197,7 @@ def items(checkpoints: Mapping[str, Any]) -> list[Item]:
 
 def files_of(part: str) -> tuple[str, ...]:
     """Files that a checkpoint cannot do without, by its key in ``conf/checkpoints``."""
-    return {"dinov2": ENCODER, "flux": FLUX}.get(part, (*WEIGHTS, *CONFIGS))
+    return NEEDED.get(part, (*WEIGHTS, *CONFIGS))
 
 
 def missing_files(part: str, name: str, revision: str | None) -> list[str]:
@@ -238,7 +244,7 @@ def fetch(part: str, name: str, revision: str | None) -> str:
         ) from None
     missing = missing_files(part, name, revision)
     if missing:
-        layout = "transformers" if part == "dinov2" else "diffusers"
+        layout = "transformers" if part in TRANSFORMERS else "diffusers"
         raise ValueError(f"{name} lacks {', '.join(missing)}; choose one with safetensors weights in {layout}' layout")
     return str(folder)
 

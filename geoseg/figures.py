@@ -159,6 +159,63 @@ def draw_results(rows: Sequence[Mapping[str, Any]], palette: Palette, class_name
     return _write(figure, path)
 
 
+ACROSS = 6
+"""Pictures in a row of a sheet of whole images."""
+
+
+def draw_answers(pictures: Sequence[Mapping[str, Any]], path: Path, note: str = "") -> Path:
+    """A sheet of whole images, the class of each above it, and in violet what it was taken for where that is wrong.
+
+    Args:
+        pictures: dicts with ``name``, ``original`` [C, H, W] in [0, 1], ``target`` and ``label``, names of classes ("":
+            not known), and ``sure``, the probability of the answer.
+        path: a .png to write.
+        note: a line under the figure that says what it stands on.
+    """
+    down = -(-len(pictures) // ACROSS)
+    figure = Figure(figsize=(1.9 * ACROSS, 2.25 * down + 0.3), layout="constrained")
+    axes = figure.subplots(down, ACROSS, squeeze=False).ravel()
+    for axis in axes[len(pictures) :]:
+        figure.delaxes(axis)
+    for axis, picture in zip(axes, pictures, strict=False):
+        _show(axis, picture["original"])
+        right = picture["target"] in ("", picture["label"])
+        said = f"{picture['label']}, {picture['sure']:.0%}"
+        title = f"{picture['target'] or 'class not known'}\n{'' if right and picture['target'] else 'taken for '}{said}"
+        axis.set_title(title, fontsize=7, color="black" if right else WRONG, parse_math=False)
+        axis.set_xlabel(picture["name"], fontsize=6, parse_math=False)
+    figure.supxlabel(note, fontsize=7, parse_math=False)
+    return _write(figure, path)
+
+
+def draw_confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str], path: Path, note: str = "") -> Path:
+    """How often every class was taken for which, as shares of its images.
+
+    Args:
+        counts: K rows of K numbers; a row per class of the truth.
+        class_names: K names.
+        path: a .png to write.
+        note: a line under the figure that says what it stands on.
+    """
+    table = np.asarray(counts, dtype=float)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    side = 1.9 + 0.34 * len(table)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    shown = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(table):
+        if count:
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, f"{count:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
+    places = range(len(table))
+    axis.set_xticks(places, class_names, rotation=90, fontsize=7, parse_math=False)
+    axis.set_yticks(places, class_names, fontsize=7, parse_math=False)
+    axis.set(xlabel="taken for", ylabel="class")
+    figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the class's images").ax.tick_params(labelsize=6)
+    figure.supxlabel(note, fontsize=7, parse_math=False)
+    return _write(figure, path)
+
+
 def draw_uncertainty(
     pictures: Sequence[Mapping[str, Any]], palette: Palette, class_names: Sequence[str], path: Path, note: str = ""
 ) -> Path:

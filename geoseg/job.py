@@ -23,7 +23,16 @@ from geoseg.checkpoints import Checkpoints, Interrupted, Pruned, Pruning, Saved
 from geoseg.config import build, identity, own_packages, redact, weights_of
 from geoseg.data.module import DataModule
 from geoseg.data.profiles import natural
-from geoseg.figures import draw_dice, draw_members, draw_stages, draw_training, draw_uncertainty
+from geoseg.figures import (
+    ACROSS,
+    draw_answers,
+    draw_confusion,
+    draw_dice,
+    draw_members,
+    draw_stages,
+    draw_training,
+    draw_uncertainty,
+)
 from geoseg.loggers import JsonLines, Relay, WandbLogger
 from geoseg.metrics.intensity import IntensityDice
 from geoseg.metrics.score import SegmentationScore
@@ -43,7 +52,8 @@ from geoseg.record import (
 from geoseg.report import stage_table
 from geoseg.samples import Samples
 from geoseg.tasks.callbacks import Average, Patience, Watch
-from geoseg.tasks.evaluation import EvaluationTask, Published
+from geoseg.tasks.evaluation import Evaluation, EvaluationTask, Published
+from geoseg.tasks.image_evaluation import ImageEvaluation
 from geoseg.tasks.task import Task, TrainingDiverged
 from geoseg.tasks.tuning import Tuning
 
@@ -342,7 +352,7 @@ class Job:
                 "data.num_train some, or another data set where it has none"
             )
         try:
-            task.check_target(self.data.continuous)
+            task.check_target(self.data.continuous, self.data.per_image)
         except ValueError as error:
             raise ValueError(f"{self.where} ({self.method['title']}): {error}") from None
         if isinstance(task, Tuning):
@@ -432,25 +442,33 @@ class Job:
                 "units": self._units(evaluation.names),
                 "minutes": results["minutes"] | minutes,
             }
-            if evaluation.pictures:
-                seed = self.settings["seed"]
-                note = f"{self.method['title']}, checkpoints={self._kind()}, seed {seed}, run {self.run_id}"
-                assert self.data.palette is not None
-                classes = dict(zip(self.data.source.class_names, self.data.palette.hex, strict=True))
-                stages = self.folder / "figures" / "stages.png"
-                figures.insert(0, draw_stages(evaluation.pictures, classes, stages, note))
-                if "members" in evaluation.pictures[0]:
-                    path = self.folder / "figures" / "uncertainty.png"
-                    names = self.data.source.class_names
-                    figures.append(draw_uncertainty(evaluation.pictures, self.data.palette, names, path, note))
-                path = self.folder / "figures" / "dice.png"
-                figures.append(draw_dice(evaluation.pictures, path, note, **self.settings["dice"]))
+            if isinstance(evaluation, ImageEvaluation):
+                results["confusion"] = evaluation.confusion
+            drawn = self._figures(evaluation)
+            figures = [*drawn[:1], *figures, *drawn[1:]]
             if evaluation.members:
                 path = self.folder / "figures" / "members.png"
                 note = f"{self.method['title']}, run {self.run_id}"
                 figures.append(draw_members(evaluation.members, evaluation.risk_coverage, path, note))
         results["figures"] = [path.relative_to(self.folder).as_posix() for path in figures]
         return self._record(status="done", **results)
+
+    def _figures(self, evaluation: Evaluation) -> list[Path]:
+        """What the first few test images came to, as pictures."""
+        if not evaluation.pictures:
+            return []
+        seed, folder, data = self.settings["seed"], self.folder / "figures", self.data
+        note = f"{self.method['title']}, checkpoints={self._kind()}, seed {seed}, run {self.run_id}"
+        names, palette = data.source.class_names, data.palette
+        if isinstance(evaluation, ImageEvaluation):
+            drawn = draw_answers(evaluation.pictures, folder / "answers.png", note)
+            return [drawn, draw_confusion(evaluation.confusion, names, folder / "confusion.png", note)]
+        assert palette is not None
+        classes = dict(zip(names, palette.hex, strict=True))
+        made = [draw_stages(evaluation.pictures, classes, folder / "stages.png", note)]
+        if "members" in evaluation.pictures[0]:
+            made.append(draw_uncertainty(evaluation.pictures, palette, names, folder / "uncertainty.png", note))
+        return [*made, draw_dice(evaluation.pictures, folder / "dice.png", note, **self.settings["dice"])]
 
     def _costs(self, method: Assembled, fitted: Mapping[str, Any]) -> dict[str, float | None]:
         """What the method takes, as far as that is known before it predicts."""
@@ -472,20 +490,11 @@ class Job:
         blocks = {} if block is None else {"blocks": [block(name) for name in names]}
         return {"names": names, "unit": self.data.source.unit, **blocks}
 
-    def _evaluate(self, predictor: Any, wandb: list[WandbLogger]) -> tuple[EvaluationTask, dict[str, float]]:
-        assert self.data.palette is not None
+    def _evaluate(self, predictor: Any, wandb: list[WandbLogger]) -> tuple[Evaluation, dict[str, float]]:
         batch, flips = self.data.published_batch, self.data.published_flips
         published = None if batch is None else Published(batch, flips)
-        evaluation = EvaluationTask(
-            predictor,
-            self.data.palette,
-            self.settings["seed"],
-            keep=self.settings["figure_rows"],
-            folder=self.folder / "predictions",
-            score=partial(SegmentationScore, tolerances=self.data.thin),
-            intensity=partial(IntensityDice, **self.settings["dice"]),
-            published=published,
-        )
+        folder = self.folder / "predictions"
+        evaluation = self._evaluation(predictor, self.settings["figure_rows"], folder, published)
         started = time.perf_counter()
         lines = JsonLines(self.folder)
         trainer = self._trainer([lines, *wandb], alone(self.settings["trainer"]))
@@ -495,13 +504,21 @@ class Job:
         total = time.perf_counter() - started
         return evaluation, {"predict": evaluation.seconds / 60, "score": (total - evaluation.seconds) / 60}
 
+    def _evaluation(
+        self, predictor: Any, rows: int = 0, folder: Path | None = None, published: Published | None = None
+    ) -> Evaluation:
+        """What scores the answers: by their label maps, or by the classes of whole images."""
+        data, seed = self.data, self.settings["seed"]
+        if data.per_image:
+            return ImageEvaluation(predictor, data.source.class_names, seed, rows * ACROSS, folder)
+        assert data.palette is not None
+        score = partial(SegmentationScore, tolerances=data.thin)
+        intensity = partial(IntensityDice, **self.settings["dice"])
+        return EvaluationTask(predictor, data.palette, seed, rows, folder, score, intensity, published)
+
     def _validated(self, predictor: Any) -> dict[str, float]:
         """Scores of the answers on the validation set."""
-        assert self.data.palette is not None
-        intensity = partial(IntensityDice, **self.settings["dice"])
-        score = partial(SegmentationScore, tolerances=self.data.thin)
-        seed = self.settings["seed"]
-        evaluation = EvaluationTask(predictor, self.data.palette, seed, keep=0, score=score, intensity=intensity)
+        evaluation = self._evaluation(predictor)
         progress.section(f"{self.method['title']}, validation", len(self.data.val))
         trainer = self._trainer([], alone(self.settings["trainer"]))
         trainer.test(evaluation, dataloaders=self.data.whole(self.data.val), verbose=False)
@@ -611,7 +628,8 @@ class Job:
             callbacks.append(patience)
         if task.ema is not None:
             callbacks.append(Average(task.ema))
-        if predictor is not None and self.settings["sample_every"] and self.settings["sample_images"] and not rank:
+        drawn = predictor is not None and not getattr(task, "per_image", False)  # one class of an image is no picture
+        if drawn and self.settings["sample_every"] and self.settings["sample_images"] and not rank:
             callbacks.append(self._samples(predictor, per_epoch, wandb))
         if self.judge is not None:
             callbacks.append(Pruning(self.settings["objective"], self.judge, checkpoints))
@@ -716,6 +734,7 @@ class Job:
                 "fingerprint": data.fingerprint("train", "val", "test"),
                 "class_names": data.source.class_names,
                 "continuous": data.continuous,
+                "per_image": data.per_image,
                 **data.names,
             },
             "num_train": len(data.train) if source is None else source["num_train"],

@@ -128,6 +128,11 @@ def label_maps(
         raise ValueError(f"every={every}, batch={batch}: whole numbers from 1 on are wanted")
     place = Path(output).expanduser()
     folder, record = find_run(run, runs)
+    if record["data"].get("per_image"):
+        raise ValueError(
+            f"the run in {folder} ({record['method']}) gives a whole image one class, so there is no label map to "
+            f"write; geoseg.load({str(folder)!r}).predict(picture) gives that class in Python"
+        )
     check_writable(place, "output")
     source = record["config"]["data"].get("source") or {}
     rule, why = _rule(source, {"clip": clip, "per": per, "grey_range": grey_range, "turn": turn})

@@ -10,6 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 TRAIN, VAL = "train/loss", "val/loss"
+TRAIN_ACCURACY, VAL_ACCURACY = "train/accuracy/image", "val/accuracy/image"
+"""Share of images with the right class, which classifiers of whole images log."""
+
+CURVES = (TRAIN, VAL, TRAIN_ACCURACY, VAL_ACCURACY)
+
 LAST = 0.1
 """Share of a training whose mean loss is called final: one step's loss is mostly which timestep was drawn."""
 
@@ -22,7 +27,7 @@ class Curve(NamedTuple):
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Losses and learning rates of a metrics.jsonl by name; none where there is no such file.
+    """Losses, accuracies and learning rates of a metrics.jsonl by name; none where there is no such file.
 
     A line that is half written, as the last one of a training that goes on, is left out.
     """
@@ -37,7 +42,7 @@ def read_curves(path: Path) -> dict[str, Curve]:
         except json.JSONDecodeError:
             continue
         for name, value in line.items():
-            if value is not None and (name in (TRAIN, VAL) or name.startswith("lr/")):
+            if value is not None and (name in CURVES or name.startswith("lr/")):
                 steps, values = found.setdefault(name, ([], []))
                 steps.append(line["step"])
                 values.append(value)

@@ -161,6 +161,10 @@ class LoadedMethod:
         encoder = getattr(self._model, "encoder", None)
         if not isinstance(encoder, nn.Module):
             raise ValueError(f"{self.record['method']} has no encoder of its own; the methods dinov2_... have one")
+        if self.record["data"].get("per_image"):
+            raise ValueError(
+                f"{self.record['method']} describes a picture as a whole; the methods dinov2_... by patches"
+            )
         image = self._image(np.asarray(array)).to(self._device)
         with torch.no_grad(), self._precision.test_step_context():
             deepest = encoder(self._precision.convert_input(image))[-1]

@@ -34,6 +34,14 @@ CLASS = {
 }
 """Scores of the label map, each also after matching."""
 
+IMAGES = {
+    "accuracy/image": "accuracy ↑",
+    "f1/mean": "macro F1 ↑",
+    "cross_entropy": "cross-entropy ↓",
+    "calibration/error": "calibration error ↓",
+}
+"""Scores of the classes of whole images."""
+
 
 def rows(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     """A record's table rows: its stages in order, or the one answer of a method without stages."""
@@ -42,20 +50,45 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
     return [(record["method"], record["scores"])]
 
 
+SMALL = " These are the small embedded checkpoints; published ones may do otherwise."
+
+
+def image_table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """The table of a run on whole images: the main method, whose record comes first, and its rivals."""
+    first = records[0]
+    small = first["checkpoints"]["kind"] == "demo"
+    table = Table(
+        title=f"{first['experiment']} on {first['data']['name']}, seed {first['seed']}: "
+        f"{len(first['data']['test'])} test images, checkpoints={first['checkpoints']['kind']}",
+        caption="Macro F1 is the mean over classes. Cross-entropy is that of the truth, in nats. Calibration error is "
+        "how far probabilities are from shares of right answers." + SMALL * small,
+        box=box.SIMPLE,
+    )
+    table.add_column("method")
+    table.add_column("trained on")
+    for title in IMAGES.values():
+        table.add_column(title, justify="right")
+    for record in records:
+        cells = [_number(record["scores"], f"test/{score}") for score in IMAGES]
+        table.add_row(record["method"], given(record), *cells)
+    return table
+
+
 def main_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """The table of a run: controls, the main method's stages, and the rivals; the main method's record comes first."""
     first, *rivals = records
+    if first["data"].get("per_image"):
+        return image_table(records)
     controls = [record for record in rivals if not record["given"]["labels"]]
     trained = [record for record in rivals if record["given"]["labels"]]
     count = len(first["data"]["test"])
     small = first["checkpoints"]["kind"] == "demo"
-    demo = " These are the small embedded checkpoints; published ones may do otherwise." if small else ""
     table = Table(
         title=f"{first['experiment']} on {first['data']['name']}, seed {first['seed']}: "
         f"{count} test profile{'s' * (count != 1)}, checkpoints={first['checkpoints']['kind']}",
         caption="Dice loss on grey values: original label is the same for all methods, original generated tells how "
         "far a picture moved, in label generated ↓ lower is better. Label map, ↑ higher is better: first as drawn, "
-        "then after the best one-to-one matching of classes." + demo,
+        "then after the best one-to-one matching of classes." + SMALL * small,
         box=box.SIMPLE,
     )
     table.add_column("method")
@@ -89,6 +122,8 @@ def given(record: Mapping[str, Any]) -> str:
     labels, images = record["given"]["labels"], record["given"]["images"]
     if not labels:
         return "nothing"
+    if record["data"].get("per_image"):
+        return f"{labels} image{'s' * (labels > 1)}\nand their classes"
     maps = f"{labels} label map{'s' * (labels > 1)}"
     return f"{maps}\nand their profiles" if images else f"{maps} alone"
 
@@ -119,6 +154,8 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
         lines += [("samples", fit / "samples")] * (fit / "samples").is_dir()
         if record["scores"].keys() & {"test/iou/mean"}:
             lines.append(("label maps", where / "predictions" / "labels"))
+        if record["scores"].keys() & {"test/accuracy/image"}:
+            lines.append(("classes", where / "predictions" / "classes.csv"))
         lines += [(f"figure {Path(figure).stem}", where / figure) for figure in record.get("figures", [])]
         console.print(record["method"], style="bold", highlight=False)
         for what, path in lines:

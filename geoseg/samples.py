@@ -67,7 +67,7 @@ class Samples(pl.Callback):
                 module.training = was
         palette = self.data.palette
         answer, labels = prediction.painted, None
-        if palette is not None:
+        if palette is not None and not self.data.per_image:
             answer = palette.paint(prediction.labels) if answer is None else answer
             labels = palette.paint(torch.stack([item["target"] for item in self.items]))
         assert answer is not None

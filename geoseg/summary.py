@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from geoseg.metrics.statistics import interval, student_interval
 from geoseg.record import write_atomically
-from geoseg.report import CLASS, flattened, given
+from geoseg.report import CLASS, IMAGES, flattened, given
 
 REFERENCE = "input as is"
 """The control that every other row of a summary is compared with, unit by unit."""
@@ -47,20 +47,33 @@ def summary_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     """Head and rows of the summary, every cell as text; see ``summary``."""
     groups = grouped(records)
     controls = {row.data: members for row, members in groups.items() if row.method == REFERENCE}
+    whole, pixels = of_images(groups)
     titles = [title.replace("\n", " ") for title in CLASS.values()]
-    head = ["data", "method", "trained on", "checkpoints", "runs", "Dice loss label–generated ↓"]
-    head += [f"{title} ↑" for title in titles] + [f"matched {title} ↑" for title in titles]
-    head += ["Dice loss − input as is ↓", "matched IoU − input as is ↑"]
+    scored: dict[str, str] = {}
+    if pixels:
+        scored["dice_loss/label_generated"] = "Dice loss label–generated ↓"
+        scored |= {score: f"{title} ↑" for score, title in zip(CLASS, titles, strict=True)}
+        scored |= {f"matched/{score}": f"matched {title} ↑" for score, title in zip(CLASS, titles, strict=True)}
+    if whole:
+        scored |= IMAGES
+    compared = ("dice_loss/label_generated", "matched/iou/mean") if pixels else ()
+    head = ["data", "method", "trained on", "checkpoints", "runs", *scored.values()]
+    head += ["Dice loss − input as is ↓", "matched IoU − input as is ↑"] if pixels else []
     lines = []
     for row, members in groups.items():
-        columns = ["dice_loss/label_generated", *CLASS, *(f"matched/{score}" for score in CLASS)]
         cells = [row.data, row.name, row.given, row.checkpoints, str(len(members))]
-        cells += [_mean_deviation([member.scores.get(f"test/{column}") for member in members]) for column in columns]
-        for score in ("dice_loss/label_generated", "matched/iou/mean"):
-            compared = row.method != REFERENCE
-            cells.append(_difference(members, controls.get(row.data, []), score) if compared else "")
+        cells += [_mean_deviation([member.scores.get(f"test/{column}") for member in members]) for column in scored]
+        for score in compared:
+            other = row.method != REFERENCE
+            cells.append(_difference(members, controls.get(row.data, []), score) if other else "")
         lines.append(cells)
     return head, lines
+
+
+def of_images(groups: Mapping[Row, Sequence[Member]]) -> tuple[bool, bool]:
+    """Whether there are runs that give whole images a class, and whether there are others, or none at all."""
+    whole = {"test/accuracy/image" in member.scores for members in groups.values() for member in members}
+    return True in whole, whole != {True}
 
 
 REGIONS = {
@@ -195,7 +208,12 @@ def answers(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{**record, "stages": {}, "stages_per_unit": {}} for record in records]
 
 
-QUOTED = {"iou/mean": "mean IoU ↑", "accuracy/mean": "mean pixel accuracy ↑"}
+QUOTED = {
+    "iou/mean": "mean IoU ↑",
+    "accuracy/mean": "mean pixel accuracy ↑",
+    "accuracy/image": "accuracy ↑",
+    "mse": '"mse", as printed and unexplained',
+}
 """Published scores that tables may quote."""
 
 
@@ -226,15 +244,16 @@ def quoted_cells(path: Path, records: Sequence[Mapping[str, Any]]) -> tuple[list
             raise ValueError(f"{path} has the score {line['score']!r}; known are {', '.join(QUOTED)}")
         values.setdefault((line["data"], line["method"], line["source"]), {})[line["score"]] = number
     done = [record for record in records if record["status"] == "done"]
+    quoted = {score: title for score, title in QUOTED.items() if any(score in found for found in values.values())}
     rows = []
     for (data, method, source), published in values.items():
         here = [record["scores"] for record in done if (record["data"]["name"], record["method"]) == (data, method)]
         cells = []
-        for score in QUOTED:
+        for score in quoted:
             cells.append(f"{published[score]:.4f}" if score in published else "-")
             cells.append(_mean_deviation([_as_published(scores, score) for scores in here]))
         rows.append([data, method, *cells, source])
-    titles = [f"{title}, {whose}" for title in QUOTED.values() for whose in ("quoted", "here, counted the same way")]
+    titles = [f"{title}, {whose}" for title in quoted.values() for whose in ("quoted", "here, counted the same way")]
     return ["data", "method", *titles, "quoted from"], rows
 
 
@@ -246,6 +265,8 @@ QUOTED_NOTE = (
 
 
 def _as_published(scores: Mapping[str, float | None], score: str) -> float | None:
+    if score == "accuracy/image":  # there is one way to count it
+        return scores.get(f"test/{score}")
     flipped = scores.get(f"test/published/with_flips/{score}")
     return flipped if flipped is not None else scores.get(f"test/published/{score}")
 
@@ -304,6 +325,9 @@ COMPARED = {
 }
 """Scores that one row is compared with another by."""
 
+COMPARED_IMAGES = {"accuracy/image": "accuracy ↑", "cross_entropy": "cross-entropy ↓"}
+"""Those of whole images."""
+
 COMPARED_REGIONS = {
     "regions/per_image/accuracy": "regions, matched per image: pixel accuracy ↑",
     "regions/per_image/iou": "regions, matched per image: mean IoU ↑",
@@ -333,17 +357,19 @@ def comparison_cells(
 ) -> tuple[list[str], list[list[str]]]:
     """Head and rows of ``comparisons``, every cell as text."""
     groups = grouped(records)
+    whole, pixels = of_images(groups)
+    compared = {**(COMPARED if pixels else {}), **(COMPARED_IMAGES if whole else {})}
     lines: list[list[str]] = []
     for pair in pairs:
         before = len(lines)
         for data in dict.fromkeys(row.data for row in groups) or [""]:  # no row: the first name says so
             first, second = (_called(groups, name, data) for name in pair)
             if first and second:
-                cells = [_difference(first, second, score) for score in (*COMPARED, *COMPARED_REGIONS)]
+                cells = [_difference(first, second, score) for score in (*compared, *COMPARED_REGIONS)]
                 lines.append([data, f"{pair[0]} − {pair[1]}", *cells])
         if len(lines) == before:
             raise ValueError(f"{pair[0]!r} and {pair[1]!r} have no data set in common, so nothing compares them")
-    head = ["data", "difference", *COMPARED.values(), *COMPARED_REGIONS.values()]
+    head = ["data", "difference", *compared.values(), *COMPARED_REGIONS.values()]
     if all(cell == "-" for line in lines for cell in line[-len(COMPARED_REGIONS) :]):
         head, lines = head[: -len(COMPARED_REGIONS)], [line[: -len(COMPARED_REGIONS)] for line in lines]
     return head, lines
@@ -412,14 +438,21 @@ def grouped(records: Sequence[Mapping[str, Any]]) -> dict[Row, list[Member]]:
 
 _VARIED = re.compile(
     r"data\.(seed|root|source\.root|workers|batch_size|select|num_train|tolerances.*|published_\w+|merge_threshold)|"
+    r"data\.source\.(synthetic|choice_seed)|"
     r"method\.(.*\.)?seed|method\.(title|given\..*)|.*\.(path|path_or_id|_partial_)"
 )
 """Settings that may differ between the runs of one row."""
 
+_MIXED = re.compile(r"data\.source\.(synthetic|total|real|rest|noise|seen|choice_seed)")
+"""Settings of a ``Mixture`` that change what is learnt from, and nothing that is tested on."""
+
 
 def _settings(record: Mapping[str, Any], part: str) -> dict[str, str]:
     """What decides a number besides seed and training samples, by its full name."""
-    flat = flattened(record.get("config", {}).get(part), part)
+    config = record.get("config", {})
+    flat = [(name, value) for name, value in flattened(config.get(part), part) if not _MIXED.fullmatch(name)]
+    if part == "method":  # what stands in a training set beside its data is how the method was trained
+        flat += [(name, value) for name, value in flattened(config.get("data"), "data") if _MIXED.fullmatch(name)]
     return {name: _text(value) for name, value in flat if not _VARIED.fullmatch(name)}
 
 

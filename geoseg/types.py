@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
     Attributes:
         image: uint8 [H, W] (grey) or [H, W, 3] (colour).
-        target: uint8 [H, W], class indices, 255 = ignore; for a corpus of pictures, their regions. Where a source is
+        target: uint8 [*space], class indices, 255 = ignore; for a corpus of pictures, their regions. Where a source is
             ``continuous``, float32 [H, W] in [0, 1], how much of a pixel is of the second of two classes, nan = ignore.
         caption: words that describe the picture, "" when nobody wrote any.
     """

@@ -93,7 +93,7 @@ def test_every_option_composes_and_resolves(compose: Callable[[list[str]], DictC
     for name in ("title", "given", "model", "adapter", "predictor", "wrappers", "task"):
         for method in [settings["method"], *settings["rivals"].values()]:
             assert name in method
-    parts = {"stable_diffusion", "flux", "sam", "sam_thresholds", "dinov2", "dpt_channels"}
+    parts = {"stable_diffusion", "flux", "sam", "sam_thresholds", "dinov2", "dpt_channels", "vit", "vit_lr"}
     assert set(settings["checkpoints"]) == {"kind", "licence", "size", *parts}
     assert settings["checkpoints"]["licence"].keys() == {"name", "commercial", "note"}
     if option.startswith("experiment="):

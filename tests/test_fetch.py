@@ -53,6 +53,7 @@ def test_what_would_be_fetched(
     for name, file in fetch.SAM_FILES.items():
         assert f"curl -LO {file.address} && echo '{file.sha256}  {name}' | sha256sum -c" in said
     assert "dinov2: facebook/dinov2-small\n  revision newest, Apache-2.0, 0.09 GB, not here" in said
+    assert "vit: google/vit-base-patch16-224-in21k\n  revision newest, Apache-2.0, 0.35 GB, not here" in said
     assert "geoseg fetch --yes checkpoints=hub fetches" in said
     assert run_cli("fetch", "checkpoints=hub_sd2") == 0
     said = capsys.readouterr().out
@@ -71,6 +72,7 @@ def test_what_is_here(run_cli: Callable[..., int], capsys: pytest.CaptureFixture
     assert run_cli("fetch") == 0
     assert "0.09 GB, 1 of 2 files here\n" in capsys.readouterr().out
     put(cache, "facebook/dinov2-small", "c0ffee", fetch.ENCODER)
+    put(cache, "google/vit-base-patch16-224-in21k", "c0ffee", fetch.ENCODER)
     assert run_cli("fetch", "--yes") == 0  # nothing to ask the network for
     said = capsys.readouterr().out
     assert "4.26 GB, here\n" in said
@@ -86,7 +88,7 @@ def test_embedded_and_local_ones_need_nothing(
 ) -> None:
     assert run_cli("fetch", "checkpoints=demo", "--yes") == 0
     said = capsys.readouterr().out
-    assert said.count("  here\n") in (2, 3)  # with or without the encoder
+    assert said.count("  here\n") == 4
     assert "curl" not in said
     words = ["checkpoints=local", "checkpoints.stable_diffusion.path_or_id=weights/sd.safetensors"]
     assert run_cli("fetch", *words) == 0
@@ -120,7 +122,7 @@ def test_only_what_is_read_is_fetched(
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert run_cli("fetch", "--yes", "checkpoints.dinov2=null") == 0
+    assert run_cli("fetch", "--yes", "checkpoints.dinov2=null", "checkpoints.vit=null") == 0
     assert asked == [(ID, COMMIT, fetch.SECONDS)]
     folder = Path(capsys.readouterr().out.rpartition("-> ")[2].strip())
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".ckpt") or "fp16" in path.name]

@@ -53,7 +53,14 @@ def command(words: list[str]) -> int:
                 print(f"figure -> {path}")
         _write_files(options, records, folder)
         read_anew = options.sheet is not None or options.features
-        if options.figures or options.over or options.html or options.distance is not None or read_anew:
+        if (
+            options.mixtures
+            or options.figures
+            or options.over
+            or options.html
+            or options.distance is not None
+            or read_anew
+        ):
             _draw(options, runs, folder)
     except ValueError as error:
         print(f"geoseg report: {error}", file=sys.stderr)
@@ -112,6 +119,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what methods take, and what they reach on the data they were trained on and on those they were evaluated "
         "on besides (geoseg evaluate name=EXPERIMENT); between '<!-- domains -->' and '<!-- end of domains -->' in "
         "README.md or printed",
+    )
+    parser.add_argument(
+        "--mixtures",
+        action="store_true",
+        help="what classifiers learnt from mixtures of real and generated pictures: a table with differences to all "
+        "real ones and to each real part alone, between '<!-- mixtures -->' and '<!-- end of mixtures -->' in "
+        "README.md or printed, and figures, FOLDER/mixtures and FOLDER/mixture_curves",
     )
     parser.add_argument(
         "--sheet",
@@ -221,6 +235,8 @@ def _draw(options: argparse.Namespace, runs: Sequence[Found], folder: Path) -> N
     if options.over:
         drawings += _draw_over(options, records, losses, folder)
         tables.append(_correlation(records, losses, folder / "README.md"))
+    if options.mixtures:
+        tables.append(_mixtures(records, curves, folder, drawings))
     if options.figures or options.html:
         drawings += _draw_costs_and_scores(records, folder)
         drawings += _draw_trainings({fit: trainings[fit].record["method"] for fit in losses}, curves, folder)
@@ -249,6 +265,28 @@ def _draw_over(
 
     made = ablations(records, losses, options.over, options.by)
     return draw_ablations(made, folder, options.over.rpartition(".")[2])
+
+
+def _mixtures(
+    records: Records, curves: Mapping[str, Mapping[str, Curve]], folder: Path, drawings: list[Drawn]
+) -> Table:
+    """The table of mixtures, in README.md or printed, for the page too; their figures are added to ``drawings``."""
+    from geoseg.charts import draw_mixture_curves, draw_mixture_shares
+    from geoseg.mixtures import NOTE, mixture_cells, mixtures
+    from geoseg.page import Table
+    from geoseg.report import put_between
+
+    found = mixtures(records, curves)
+    head, rows = mixture_cells(found)
+    text = _noted(head, rows, NOTE)
+    if _has_room(folder / "README.md", "mixtures"):
+        print(f"mixtures -> {put_between(folder / 'README.md', 'mixtures', text)}")
+    else:
+        print(text)
+    drawings.append(("Real and generated pictures", draw_mixture_shares(found, folder / "mixtures")))
+    if files := draw_mixture_curves(found, folder / "mixture_curves"):
+        drawings.append(("Losses and accuracies over epochs", files))
+    return Table("Real and generated pictures", head, rows, NOTE)
 
 
 def _correlation(records: Records, losses: Mapping[str, Mapping[str, float]], readme: Path) -> Table:

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from geoseg.data.profiles import natural
-from geoseg.data.sampling import Shared, Shares, Visits, choose_random, choose_representative
+from geoseg.data.sampling import Shared, Shares, Visits, choose_random, choose_representative, stratified
 from geoseg.data.source import Source
 from geoseg.palette import Palette, data_palette
 from geoseg.quoting import typed
@@ -21,8 +21,8 @@ from geoseg.quoting import typed
 class Split(Dataset[dict[str, Any]]):
     """The samples of one split as tensors.
 
-    Item ``i`` holds ``image`` float32 [C, H, W] in [0, 1], ``target`` int64 [H, W], or float32 where it is continuous,
-    ``name``, ``index`` and ``caption``.
+    Item ``i`` holds ``image`` float32 [C, H, W] in [0, 1], ``target`` int64 [*space], or float32 where it is
+    continuous, ``name``, ``index`` and ``caption``.
     Samples are kept in memory once read, up to ``keep`` of them.
     """
 
@@ -82,7 +82,8 @@ class DataModule(pl.LightningDataModule):
 
     Where the source prescribes splits they are kept; otherwise all names form one pool: training samples come from one
     end of an order that the seed decides, validation and test samples from the other, so that they stay the same when
-    ``num_train`` changes. Without ``num_test`` all that is left is the test set.
+    ``num_train`` changes. Without ``num_test`` all that is left is the test set. Where every sample has one class,
+    classes alternate in that order, so that each split has its share of every class.
 
     Args:
         source: the data set.
@@ -170,6 +171,18 @@ class DataModule(pl.LightningDataModule):
         """Whether targets are shares of the second of two classes, as mattes and depth maps are."""
         return bool(getattr(self.source, "continuous", False))
 
+    @property
+    def per_image(self) -> bool:
+        """Whether a sample has one class as a whole, and not one per pixel."""
+        return bool(getattr(self.source, "per_image", False))
+
+    def _ordered(self, names: list[str]) -> list[str]:
+        """Samples in the order in which they are chosen."""
+        if not self.per_image:
+            return choose_random(names, len(names), self.seed)
+        label_of: Callable[[str], int] = getattr(self.source, "label")  # noqa: B009 -- a source of whole images has it
+        return stratified(names, [label_of(name) for name in names], self.seed)
+
     def prepare(self, train: bool = True) -> None:
         """Chooses the splits and checks every sample in them, before any work starts.
 
@@ -190,11 +203,11 @@ class DataModule(pl.LightningDataModule):
             pools[self.source.split(name)].append(name)
         prescribed = any(pools[split] for split in ("train", "val", "test"))
         train_pool = pools["train"] if prescribed else pools[None]
-        order = choose_random(train_pool, len(train_pool), self.seed)
+        order = self._ordered(train_pool)
         held = 0 if prescribed else (self.num_val or 0) + (self.num_test or 0)
         nothing_to_learn = prescribed and not train_pool and self.num_train is None
         choose = train and not nothing_to_learn
-        chosen = self._choose_train(train_pool, order[: len(order) - held]) if choose else []
+        chosen = self._choose_train(train_pool, order, held) if choose else []
         if not train:
             val, test = [], pools["test"] if prescribed else train_pool
         elif prescribed:
@@ -286,8 +299,8 @@ class DataModule(pl.LightningDataModule):
         """Whole images, neighbours of one shape together."""
         return DataLoader(split, batch_sampler=SameShape(split, self.batch_size), num_workers=self.workers)
 
-    def _choose_train(self, pool: list[str], free: list[str]) -> list[str]:
-        """Training samples: any of ``pool`` by name, else of those that are not held back for validation and test."""
+    def _choose_train(self, pool: list[str], order: list[str], held: int) -> list[str]:
+        """Training samples: any of ``pool`` by name, else the first of its ``order`` but for the last ``held``."""
         if not isinstance(self.select, str):
             if not self.select:
                 raise ValueError("data.select is an empty list; name at least one sample, or use random")
@@ -302,12 +315,13 @@ class DataModule(pl.LightningDataModule):
                     f"{f'; in quotes a name is taken as it stands: {line}' if read else ''}"
                 )
             return select
+        free = order[: len(order) - held]
         count = len(free) if self.num_train is None else self.num_train
         if count < 1 or count > len(free):
             kept = len(pool) - len(free)
-            held = f" beside the {kept} that data.num_val and data.num_test take" if kept else ""
+            beside = f" beside the {kept} that data.num_val and data.num_test take" if kept else ""
             raise ValueError(
-                f"data.num_train={count}, but {len(free)} labelled samples are there to choose from{held}; "
+                f"data.num_train={count}, but {len(free)} labelled samples are there to choose from{beside}; "
                 + (
                     f"ask for 1 to {len(free)}"
                     if free
@@ -317,7 +331,7 @@ class DataModule(pl.LightningDataModule):
                 )
             )
         if self.select == "random":
-            return choose_random(pool, count, self.seed)
+            return free[:count]
         if self.select == "representative":
             return choose_representative(self.source, [name for name in pool if name in set(free)], count, self.seed)
         raise ValueError(f"data.select must be random, representative or a list of names, got {self.select!r}")

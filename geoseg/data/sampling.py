@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -119,14 +119,79 @@ class Shared(Dataset[dict[str, Any]]):
         return {**self.view[index, visit], "share": share, "size": size}
 
 
-def choose_random(names: Sequence[str], count: int, seed: int) -> list[str]:
+T = TypeVar("T")
+
+
+def choose_random(names: Sequence[T], count: int, seed: int) -> list[T]:
     """``count`` names drawn without replacement; a larger count only adds names to a smaller one's."""
     order = torch.randperm(len(names), generator=stream(seed, "select")).tolist()
     return [names[i] for i in order[:count]]
 
 
+def stratified(names: Sequence[str], labels: Sequence[int], seed: int) -> list[str]:
+    """All names in an order in which classes alternate: any stretch of it holds about the share of each that all do.
+
+    Where all classes have the same number of samples, their numbers among the first n, or the last, differ by one at
+    most. Which samples of a class come first, and which class does, is decided by the seed.
+
+    Args:
+        names: samples.
+        labels: the class of each.
+        seed: decides the order.
+
+    >>> stratified(["a0", "a1", "b0", "b1"], [0, 0, 1, 1], seed=0)
+    ['a0', 'b1', 'a1', 'b0']
+    """
+    class_of = dict(zip(names, labels, strict=True))
+    shuffled = choose_random(names, len(names), seed)
+    first = list(dict.fromkeys(class_of[name] for name in shuffled))
+    sizes, met = Counter(labels), Counter[int]()
+    placed = []
+    for name in shuffled:
+        label = class_of[name]
+        placed.append(((met[label] + 0.5) / sizes[label], first.index(label), name))
+        met[label] += 1
+    return [name for *_, name in sorted(placed)]
+
+
+def balanced(names: Sequence[str], labels: Sequence[int], count: int, seed: int, first: int = 0) -> list[str]:
+    """``count`` names, class after class in turn, so that the numbers of two classes differ by one at most.
+
+    A larger count only adds names to a smaller one's. One that begins at turn ``first`` goes on, in the same order of
+    classes, where one of that many has ended, so that both together are as even.
+
+    Args:
+        names: samples.
+        labels: the class of each.
+        count: how many.
+        seed: decides the order of classes and that of the samples in each.
+        first: turn to begin at.
+
+    Raises:
+        ValueError: a class has too few samples.
+
+    >>> balanced(["a0", "a1", "a2", "b0", "b1"], [0, 0, 0, 1, 1], 3, seed=0)
+    ['a1', 'b0', 'a0']
+    """
+    queues: dict[int, list[str]] = {}
+    class_of = dict(zip(names, labels, strict=True))
+    for name in choose_random(names, len(names), seed):
+        queues.setdefault(class_of[name], []).append(name)
+    classes = choose_random(sorted(queues), len(queues), seed)
+    turns = [classes[turn % len(classes)] for turn in range(first, first + count)] if count else []
+    for label, wanted in sorted(Counter(turns).items()):
+        if wanted > len(queues[label]):
+            raise ValueError(f"class {label} has {len(queues[label])} samples, and {wanted} of it are wanted")
+    met = Counter[int]()
+    chosen = []
+    for label in turns:
+        chosen.append(queues[label][met[label]])
+        met[label] += 1
+    return chosen
+
+
 def choose_representative(source: Source, names: Sequence[str], count: int, seed: int) -> list[str]:
-    """``count`` names whose label maps together cover the classes most evenly.
+    """``count`` names whose targets together cover the classes most evenly.
 
     Greedy: each pick adds most to the sum over classes of the square root of collected area, which rewards a class
     that is still rare among the picks. Ties are broken by the seed.

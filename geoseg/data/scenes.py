@@ -19,7 +19,7 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 
-def _axes(rng: np.random.Generator, size: Size) -> tuple[np.ndarray, np.ndarray]:
+def axes(rng: np.random.Generator, size: Size) -> tuple[np.ndarray, np.ndarray]:
     """Two coordinates [H, W] in picture heights, at right angles, turned and shifted at random."""
     y, x = np.mgrid[: size[0], : size[1]] / np.float32(size[0])
     angle = rng.uniform(0, np.pi)
@@ -28,7 +28,7 @@ def _axes(rng: np.random.Generator, size: Size) -> tuple[np.ndarray, np.ndarray]
     return cosine * x + sine * y + first, cosine * y - sine * x + second
 
 
-def _noise(rng: np.random.Generator, size: Size) -> np.ndarray:
+def noise(rng: np.random.Generator, size: Size) -> np.ndarray:
     """Noise with a power-law spectrum, from near white to clouds, some of it drawn out along one direction."""
     down, across = fftfreq(size[0])[:, None].astype(np.float32), rfftfreq(size[1])[None].astype(np.float32)
     angle, ratio = rng.uniform(0, np.pi), rng.choice([1.0, rng.uniform(1.5, 5)])
@@ -38,19 +38,19 @@ def _noise(rng: np.random.Generator, size: Size) -> np.ndarray:
     weight = power ** np.float32(-rng.uniform(0.25, 1.25))
     weight[0, 0] = 0
     white = rng.standard_normal(size, dtype=np.float32)
-    return _levelled(irfft2(weight * rfft2(white), size))
+    return levelled(irfft2(weight * rfft2(white), size))
 
 
 def _grating(rng: np.random.Generator, size: Size) -> np.ndarray:
     """A straight grating, soft or hard."""
-    along, _ = _axes(rng, size)
+    along, _ = axes(rng, size)
     wave = np.sin(2 * np.pi * rng.uniform(3, 24) * along)
     return np.clip(0.5 + rng.uniform(0.5, 4) * wave, 0, 1)
 
 
 def _plaid(rng: np.random.Generator, size: Size) -> np.ndarray:
     """Two gratings at right angles: added they are cloth, multiplied a checkerboard."""
-    along, across = _axes(rng, size)
+    along, across = axes(rng, size)
     count = rng.uniform(2, 14)
     first, second = np.sin(2 * np.pi * count * along), np.sin(2 * np.pi * count * rng.uniform(0.5, 2) * across)
     mixed = (first + second) / 2 if rng.random() < 0.5 else first * second
@@ -59,7 +59,7 @@ def _plaid(rng: np.random.Generator, size: Size) -> np.ndarray:
 
 def _bricks(rng: np.random.Generator, size: Size) -> np.ndarray:
     """A wall: rows of bricks, each row shifted, every brick of its own grey, with mortar between them."""
-    along, across = _axes(rng, size)
+    along, across = axes(rng, size)
     rows, length, mortar = rng.uniform(4, 14), rng.uniform(1.5, 3), rng.uniform(0.04, 0.2)
     row = np.floor(rows * across).astype(int)
     column = rows / length * along + 0.5 * (row % 2)
@@ -70,7 +70,7 @@ def _bricks(rng: np.random.Generator, size: Size) -> np.ndarray:
 
 def _dots(rng: np.random.Generator, size: Size) -> np.ndarray:
     """Discs or rings on a grid."""
-    along, across = _axes(rng, size)
+    along, across = axes(rng, size)
     count = rng.uniform(3, 14)
     radius = np.hypot(count * along % 1 - 0.5, count * across % 1 - 0.5)
     edge = rng.uniform(0.15, 0.45)
@@ -93,16 +93,16 @@ def _cells(rng: np.random.Generator, size: Size) -> np.ndarray:
     distance, nearest = _owners(rng.random((count, 2)) * size, size, 2 if look == 2 else 1)
     if look == 0:
         return rng.random(count, dtype=np.float32)[nearest[..., 0]]
-    return _levelled(distance[..., 0] if look == 1 else np.minimum(distance[..., 1] - distance[..., 0], 4))
+    return levelled(distance[..., 0] if look == 1 else np.minimum(distance[..., 1] - distance[..., 0], 4))
 
 
 def _gradient(rng: np.random.Generator, size: Size) -> np.ndarray:
     """Light that fades along a line, or around a point."""
-    along, across = _axes(rng, size)
-    return _levelled(along if rng.random() < 0.6 else np.hypot(along - along.mean(), across - across.mean()))
+    along, across = axes(rng, size)
+    return levelled(along if rng.random() < 0.6 else np.hypot(along - along.mean(), across - across.mean()))
 
 
-def _levelled(field: np.ndarray) -> np.ndarray:
+def levelled(field: np.ndarray) -> np.ndarray:
     """Stretches a field to [0, 1], its two outermost percents clipped."""
     thin = field[::3, ::3]
     low, high = np.quantile(thin, 0.01), np.quantile(thin, 0.99)
@@ -110,7 +110,7 @@ def _levelled(field: np.ndarray) -> np.ndarray:
 
 
 FIELDS: tuple[tuple[float, Callable[[np.random.Generator, Size], np.ndarray]], ...] = (
-    (0.40, _noise),
+    (0.40, noise),
     (0.12, _cells),
     (0.10, _grating),
     (0.10, _plaid),
@@ -132,7 +132,7 @@ def surface(rng: np.random.Generator, size: Size) -> np.ndarray:
     second = first + np.float32(rng.uniform(0.15, 1)) * (second - first)  # many surfaces are nearly of one colour
     drawn = first + draw(rng, size).astype(np.float32)[..., None] * (second - first)
     if rng.random() < 0.4:
-        drawn = drawn + np.float32(rng.uniform(0.03, 0.2)) * (_noise(rng, size)[..., None] - np.float32(0.5))
+        drawn = drawn + np.float32(rng.uniform(0.03, 0.2)) * (noise(rng, size)[..., None] - np.float32(0.5))
     clipped: np.ndarray = np.clip(drawn, 0, 1)
     return clipped
 
@@ -225,7 +225,7 @@ def scene(rng: np.random.Generator, size: Size) -> np.ndarray:
     draw = SCENES[int(rng.choice(len(SCENES), p=[share for share, _ in SCENES]))][1]
     drawn = draw(rng, size)
     if rng.random() < 0.5:
-        drawn = np.float32(rng.uniform(0.6, 1)) * (_levelled(drawn.mean(axis=2)) - np.float32(0.5)) + np.float32(0.5)
+        drawn = np.float32(rng.uniform(0.6, 1)) * (levelled(drawn.mean(axis=2)) - np.float32(0.5)) + np.float32(0.5)
     return np.rint(255 * drawn).astype(np.uint8)
 
 

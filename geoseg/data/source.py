@@ -23,6 +23,10 @@ class Source(Protocol):
     it was cut from; without it every sample is a unit of its own. Where ``continuous`` is true, targets are no class
     indices but say how much of a pixel is of the second of two classes, see ``geoseg.types.Sample``. One whose samples
     are pieces has ``whole(name)``, the picture that a piece was cut from.
+
+    Where ``per_image`` is true, a sample has one class as a whole: its target is an array without axes. Such a source
+    has ``label(name) -> int``, that class without reading the picture, and ``words(class_index) -> str``, the caption
+    of a class, which its samples carry.
     """
 
     title: str

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from geoseg.crops import pad_to_multiple
+from geoseg.models.transformers_folder import read_transformer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Red, green and blue of ImageNet, with which DINOv2 was trained."""
@@ -70,35 +67,7 @@ class DINOv2(nn.Module):
         Raises:
             ValueError: nothing is there, it is another kind of model, or weights are missing.
         """
-        if path_or_id is None:
-            raise ValueError("no DINOv2 is chosen; give checkpoints.dinov2.path_or_id=FOLDER, or its id on the hub")
-        where = os.path.expanduser(path_or_id)
-        if not os.path.isdir(where) and (where.startswith((".", "/", "~")) or where.count("/") != 1):
-            raise ValueError(
-                f"there is no folder {where!r} with a DINOv2 (config.json, model.safetensors); give "
-                "checkpoints.dinov2.path_or_id=FOLDER, or take checkpoints=hub"
-            )
-        options = {"revision": revision} if revision is not None else {}
-        with _quiet():
-            try:
-                found = transformers.AutoConfig.from_pretrained(where, **options)
-                if not isinstance(found, Dinov2Config):
-                    raise ValueError(f"{where} is a model of type {found.model_type!r}; one of type 'dinov2' is wanted")
-                net, told = Dinov2Model.from_pretrained(
-                    where, config=found, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **options
-                )
-            except OSError as error:
-                raise ValueError(
-                    f"cannot read {where!r} as a DINOv2: {str(error).rstrip('. ')}. It is neither a folder here nor, "
-                    "as far as this machine can reach, an id on the Hugging Face hub with safetensors weights at that "
-                    "revision; check the spelling, the network, or fetch it first (geoseg fetch)"
-                ) from error
-        lacking = sorted([*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])])
-        if lacking:
-            raise ValueError(
-                f"{where} misses {len(lacking)} weights of a DINOv2, such as {lacking[0]}; the folder is not whole, or "
-                "its config.json belongs to another model"
-            )
+        net = read_transformer(path_or_id, revision, {Dinov2Config: Dinov2Model.from_pretrained}, "dinov2", "DINOv2")
         return cls(net, normalise)
 
     @property
@@ -145,18 +114,3 @@ class DINOv2(nn.Module):
         """What stands for a hidden patch in pretraining is never asked for here, and so must not wait for gradients."""
         if self.net.embeddings.mask_token is not None:
             self.net.embeddings.mask_token.requires_grad_(False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps transformers from reporting what ``load`` tells itself."""
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, transformers.utils.logging.is_progress_bar_enabled()
-    logger.setLevel(logging.CRITICAL)
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()

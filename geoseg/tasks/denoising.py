@@ -238,8 +238,9 @@ class DenoisingTask(Task):
     def shown(self, item: dict[str, Any]) -> Tensor:
         return super().shown(item) if self.paint else self._picture(item)
 
-    def check_target(self, continuous: bool) -> None:
-        """Paints either."""
+    def check_target(self, continuous: bool, per_image: bool = False) -> None:
+        """Paints either; a class of a whole picture cannot be painted, but its picture can be learnt."""
+        super().check_target(False, per_image and self.paint)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         return self._losses(batch["latent"], batch["noise"], batch["time"], self._condition(batch["caption"]))

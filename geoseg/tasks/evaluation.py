@@ -41,14 +41,80 @@ class Published(NamedTuple):
     flips: bool = False
 
 
-class EvaluationTask(pl.LightningModule):
-    """Predicts the test set once and scores the answer and every stage on the way to it.
+class Evaluation(pl.LightningModule):
+    """What every evaluation shares: it predicts the test set once, and keeps what came of it.
 
     After ``Trainer.test``, ``scores`` holds flat names to numbers, ``per_unit`` the same per image, ``stages`` the
     scores of each named intermediate picture, ``seconds`` the time spent predicting, ``ms_per_image`` that of an image
-    once the method is warm, ``facts`` the mean of every fact and ``pictures`` the first few images with all their
-    stages. ``risk_coverage`` holds the share of wrong pixels among the surest ones for every uncertainty there is, and
+    once the method is warm, ``facts`` the mean of every fact and ``pictures`` the first few images for a figure.
+    ``risk_coverage`` holds the share of wrong pixels among the surest ones for every uncertainty there is, and
     ``members`` the scores of the mean of an ensemble's first 1, 2, ... members, and of each of them alone.
+
+    Args:
+        predictor: the method.
+        seed: together with an image's name the only source of its randomness.
+        keep: number of images that are kept for the figure.
+        folder: gets the answers; None writes nothing.
+    """
+
+    def __init__(self, predictor: Predictor, seed: int, keep: int, folder: Path | None) -> None:
+        super().__init__()
+        self.predictor, self.seed, self.keep, self.folder = predictor, seed, keep, folder
+        self.risk_coverage: dict[str, list[float]] = {}
+        self.members: dict[str, list[float]] = {}
+        self.scores: dict[str, float] = {}
+        self.per_unit: dict[str, list[float]] = {}
+        self.stages: dict[str, dict[str, float]] = {}
+        self.stages_per_unit: dict[str, dict[str, list[float]]] = {}
+        self.facts: dict[str, float] = {}
+        self.pictures: list[dict[str, Any]] = []
+        self.names: list[str] = []
+        self.seconds = 0.0
+        self._times: list[tuple[float, int]] = []  # seconds and images of every batch
+
+    @property
+    def ms_per_image(self) -> float | None:
+        """Milliseconds that an image takes, the first batch left out, which warms up; None where there is no other."""
+        warm = self._times[1:]
+        return 1000 * sum(seconds for seconds, _ in warm) / sum(images for _, images in warm) if warm else None
+
+    def answered(self, batch: Batch) -> Prediction:
+        """What the method says of a batch, timed.
+
+        Raises:
+            ValueError: the method cannot answer, or labels pixels where images are to be labelled, or the reverse.
+        """
+        image, truth = batch["image"], batch["target"]
+        started = time.perf_counter()
+        try:
+            generators = [stream(self.seed, "predict", name) for name in batch["name"]]
+            prediction = self.informed(truth).predict(image, generators)
+        except OverflowError as error:
+            raise ValueError(f"{', '.join(batch['name'])}: {error}") from error
+        if image.is_cuda:
+            torch.cuda.synchronize(image.device)  # a GPU is still at work when ``predict`` returns
+        if prediction.probs.ndim - 2 != truth.ndim - 1:
+            labelled, known = (
+                "images" if axes == 0 else "pixels" for axes in (prediction.probs.ndim - 2, truth.ndim - 1)
+            )
+            raise ValueError(
+                f"the method labels {labelled}, and the data set has classes of {known}; methods that label images are "
+                "vit and vit_scratch, all others label pixels"
+            )
+        self._times.append((time.perf_counter() - started, len(image)))
+        self.seconds += self._times[-1][0]
+        self.names += batch["name"]
+        return prediction
+
+    def informed(self, target: Tensor) -> Predictor:
+        """The method, or what it becomes where it is a control that is told something of the truth."""
+        return self.predictor.told(target) if isinstance(self.predictor, Told) else self.predictor
+
+
+class EvaluationTask(Evaluation):
+    """Predicts the test set once and scores the label map and every stage on the way to it; see ``Evaluation``.
+
+    ``pictures`` holds the first few images with all their stages.
 
     Continuous targets are scored by the errors of mattes, and by class scores of what more than half of a pixel is of.
     Shares of two classes say nothing about how sure a method is, so none of the scores of that are taken there.
@@ -79,9 +145,8 @@ class EvaluationTask(pl.LightningModule):
         intensity: Callable[[], IntensityDice] = IntensityDice,
         published: Published | None = None,
     ) -> None:
-        super().__init__()
-        self.predictor, self.palette, self.seed, self.keep = predictor, palette, seed, keep
-        self.folder = folder
+        super().__init__(predictor, seed, keep, folder)
+        self.palette = palette
         self._score, self._intensity, self.published = score, intensity, published
         self._counts: list[Tensor] = []  # of every image, [K, K], where something is published
         self._mirrored: list[Tensor] = []
@@ -94,37 +159,11 @@ class EvaluationTask(pl.LightningModule):
         self._together: Tensor | None = None  # [M, K, K], of the mean of the first 1, 2, ... members
         self._alone: Tensor | None = None  # [M, K, K], of each member
         self._matted: list[Tensor] = []  # of every image [2, M, 2], SAD and MSE of the same
-        self.risk_coverage: dict[str, list[float]] = {}
-        self.members: dict[str, list[float]] = {}
-        self.scores: dict[str, float] = {}
-        self.per_unit: dict[str, list[float]] = {}
-        self.stages: dict[str, dict[str, float]] = {}
-        self.stages_per_unit: dict[str, dict[str, list[float]]] = {}
-        self.facts: dict[str, float] = {}
-        self.pictures: list[dict[str, Any]] = []
-        self.names: list[str] = []
-        self.seconds = 0.0
-        self._times: list[tuple[float, int]] = []  # seconds and images of every batch
-
-    @property
-    def ms_per_image(self) -> float | None:
-        """Milliseconds that an image takes, the first batch left out, which warms up; None where there is no other."""
-        warm = self._times[1:]
-        return 1000 * sum(seconds for seconds, _ in warm) / sum(images for _, images in warm) if warm else None
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         image, truth = batch["image"], batch["target"]
         target = classes_of(truth)
-        started = time.perf_counter()
-        try:
-            generators = [stream(self.seed, "predict", name) for name in batch["name"]]
-            prediction = self._informed(truth).predict(image, generators)
-        except OverflowError as error:
-            raise ValueError(f"{', '.join(batch['name'])}: {error}") from error
-        if image.is_cuda:
-            torch.cuda.synchronize(image.device)  # a GPU is still at work when ``predict`` returns
-        self._times.append((time.perf_counter() - started, len(image)))
-        self.seconds += self._times[-1][0]
+        prediction = self.answered(batch)
         continuous = truth.is_floating_point()
         found = prediction.values if continuous else prediction.labels
         label_picture = self.palette.paint(truth)
@@ -144,7 +183,6 @@ class EvaluationTask(pl.LightningModule):
         if continuous:
             self._mattes.update(prediction.values, truth)
         self._doubt(prediction, truth)
-        self.names += batch["name"]
         self._remember(batch, prediction, answer, label_picture)
         if self.folder is not None:
             self._write(self.folder, batch["name"], prediction)
@@ -176,10 +214,6 @@ class EvaluationTask(pl.LightningModule):
                 self.scores |= {f"test/{name}/{score}": float(value) for score, value in found.items()}
         self.log_dict(self.scores)
         self.log_dict({f"test/{fact}": value for fact, value in self.facts.items()})
-
-    def _informed(self, target: Tensor) -> Predictor:
-        """The method, or what it becomes where it is a control that is told something of the truth."""
-        return self.predictor.told(target) if isinstance(self.predictor, Told) else self.predictor
 
     def _doubt(self, prediction: Prediction, truth: Tensor) -> None:
         """How sure the answer is, beside where it is wrong; ``truth`` is the target as the data has it."""
@@ -243,7 +277,7 @@ class EvaluationTask(pl.LightningModule):
         self._counts += confusion(prediction.labels.to(target.device), target, classes).cpu()
         if published.flips:
             generators = [stream(self.seed, "predict mirrored", name) for name in batch["name"]]
-            mirrored = self._informed(batch["target"].flip(-1)).predict(batch["image"].flip(-1), generators).labels
+            mirrored = self.informed(batch["target"].flip(-1)).predict(batch["image"].flip(-1), generators).labels
             self._mirrored += confusion(mirrored.to(target.device), target.flip(-1), classes).cpu()
 
     def _meter(self, stage: str) -> Meter:

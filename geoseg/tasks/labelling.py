@@ -1,4 +1,4 @@
-"""The labelling task: teaching a network to give every pixel its class."""
+"""The labelling task: teaching a network to give every pixel, or every picture, its class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from geoseg.crops import pad_to, random_corner
 from geoseg.data.module import Split
-from geoseg.metrics.score import confusion, iou
+from geoseg.metrics.score import confusion, iou, pixel_accuracy
 from geoseg.randomness import stream
 from geoseg.tasks.task import Task
 from geoseg.types import IGNORE, ignored
@@ -24,13 +24,14 @@ class Crops(Dataset[dict[str, Any]]):
 
     Args:
         split: the samples.
-        size: side of the square in pixels; smaller images are mirrored up to it.
+        size: side of the square in pixels; smaller images are mirrored up to it. None: no square but the whole image,
+            whose target may then be one class.
         flip: mirror half of the visits left to right.
         phase: "train" or "validation", part of the key.
         seed: key of all randomness.
     """
 
-    def __init__(self, split: Split, size: int, flip: bool, phase: str, seed: int) -> None:
+    def __init__(self, split: Split, size: int | None, flip: bool, phase: str, seed: int) -> None:
         self.split, self.size, self.flip, self.phase, self.seed = split, size, flip, phase, seed
 
     def __len__(self) -> int:
@@ -40,25 +41,27 @@ class Crops(Dataset[dict[str, Any]]):
         index, visit = where
         item = self.split[index]
         generator = stream(self.seed, "crop", self.phase, index, visit)
-        # only the square is copied: a mosaic may be a hundred times as large
-        image, target = (pad_to(whole, self.size, self.size) for whole in (item["image"], item["target"][None]))
-        top, left = random_corner(image.shape[-2], image.shape[-1], self.size, generator)
-        square = (..., slice(top, top + self.size), slice(left, left + self.size))
-        image, target = image[square], target[0][square]
+        image, target = item["image"], item["target"]
+        if self.size is not None:
+            # only the square is copied: a mosaic may be a hundred times as large
+            image, target = (pad_to(whole, self.size, self.size) for whole in (image, target[None]))
+            top, left = random_corner(image.shape[-2], image.shape[-1], self.size, generator)
+            square = (..., slice(top, top + self.size), slice(left, left + self.size))
+            image, target = image[square], target[0][square]
         if self.flip and torch.rand((), generator=generator) < 0.5:
-            image, target = image.flip(-1), target.flip(-1)
+            image, target = image.flip(-1), target.flip(-1) if target.ndim else target
         return {"image": image.contiguous(), "target": target.contiguous(), "name": item["name"]}
 
 
 class LabellingTask(Task):
-    """Trains a network on profiles and their label maps.
+    """Trains a network on profiles and their label maps, or on whole pictures and their classes.
 
     Args:
-        model: maps images [B, C, H, W] in [0, 1] to logits [B, K, H, W]. What of it wants gradients is trained, and
+        model: maps images [B, C, H, W] in [0, 1] to logits [B, K, *space]. What of it wants gradients is trained, and
             saved together with what its layers count. One with a method ``groups`` names the groups that ``lr`` may
-            tell apart; else there is one, "model".
+            tell apart; else there is one, "model". One whose ``per_image`` is true gives logits of whole images.
         criterion: maps (logits, target) to one loss per sample, [B].
-        crop: side of the training square in pixels.
+        crop: side of the training square in pixels; None takes whole images, those of one size together.
         flip: mirror half of the squares.
         seed: key of all randomness.
         task: what every task needs, see ``Task``.
@@ -72,14 +75,17 @@ class LabellingTask(Task):
         model: nn.Module,
         criterion: Callable[[Tensor, Tensor], Tensor],
         seed: int,
-        crop: int = 128,
+        crop: int | None = 128,
         flip: bool = True,
         *,
         lr: float | Mapping[str, float],
         **task: Any,
     ) -> None:
-        if crop < 1:
+        self.per_image = bool(getattr(model, "per_image", False))
+        if crop is not None and crop < 1:
             raise ValueError(f"crop is the side of a training square in pixels, 1 or more, got {crop}")
+        if crop is not None and self.per_image:
+            raise ValueError(f"crop={crop}: a square need not show what its picture is a picture of; use crop=null")
         own: Callable[[], dict[str, nn.Module]] | None = getattr(model, "groups", None)
         named = {"model": model} if own is None else own()
         wanted = {name: [p for p in module.parameters() if p.requires_grad] for name, module in named.items()}
@@ -95,8 +101,28 @@ class LabellingTask(Task):
     def view(self, split: Split, training: bool) -> Crops:
         return Crops(split, self.crop, self.flip and training, "train" if training else "validation", self.seed)
 
+    def buckets(self, split: Split) -> list[Any]:
+        """Whole images share a batch where they have one size."""
+        return super().buckets(split) if self.crop is not None else [split.source.shape(name) for name in split.names]
+
+    def check_target(self, continuous: bool, per_image: bool = False) -> None:
+        super().check_target(continuous)
+        if per_image and not self.per_image:
+            raise ValueError(
+                "the data set has one class per image, and this network gives one per pixel; methods that learn that "
+                "are vit and vit_scratch"
+            )
+        if self.per_image and not per_image:
+            raise ValueError(
+                "the data set has a class per pixel, and this network gives one per image; give data of whole images, "
+                "such as data=image_folder, or another method, such as unet"
+            )
+
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        return self.criterion(self.model(batch["image"]), batch["target"])
+        logits, target = self.model(batch["image"]), batch["target"]
+        if self.per_image:
+            self.told["train/accuracy/image"] = (logits.detach().argmax(1) == target).float().mean()
+        return self.criterion(logits, target)
 
     def on_validation_epoch_start(self) -> None:
         self._counts = None
@@ -111,11 +137,14 @@ class LabellingTask(Task):
             self._counts = counts.sum(0) if self._counts is None else self._counts + counts.sum(0)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``val/iou/mean`` of the squares together, the mean over classes that occur."""
+        """Logs ``val/iou/mean`` of the squares together, a mean over classes that occur; or ``val/accuracy/image``."""
         if self._counts is not None:
             gathered: Any = self.all_gather(self._counts)  # [K, K], or [P, K, K] of P processes
             counts = gathered.sum(0) if gathered.ndim > 2 else gathered
-            self.log("val/iou/mean", iou(counts).nanmean().nan_to_num(0.0).float())
+            if self.per_image:
+                self.log("val/accuracy/image", pixel_accuracy(counts).nan_to_num(0.0).float())
+            else:
+                self.log("val/iou/mean", iou(counts).nanmean().nan_to_num(0.0).float())
 
     def save(self, folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,8 +184,9 @@ class MattingTask(LabellingTask):
     Takes what a ``LabellingTask`` takes, with a criterion for shares, such as ``absolute_error``.
     """
 
-    def check_target(self, continuous: bool) -> None:
+    def check_target(self, continuous: bool, per_image: bool = False) -> None:
         """Learns either; classes are shares of 0 and 1."""
+        super().check_target(False, per_image)
 
 
 def absolute_error(logits: Tensor, target: Tensor) -> Tensor:
@@ -175,8 +205,8 @@ def cross_entropy(logits: Tensor, target: Tensor, weights: Sequence[float] | str
     """Mean cross-entropy over the pixels that count, one value per sample.
 
     Args:
-        logits: float [B, K, H, W].
-        target: int64 [B, H, W], 255 = ignore.
+        logits: float [B, K, *space].
+        target: int64 [B, *space], 255 = ignore.
         weights: K numbers, how much a pixel of each class counts; "inverse": every class that a sample has counts the
             same in it, however many pixels it has; None: every pixel does.
 
@@ -191,8 +221,8 @@ def focal(logits: Tensor, target: Tensor, gamma: float = 2.0, weights: Sequence[
     """Focal loss (Lin et al. 2017): cross-entropy times (1 - p) ** gamma, p that of the truth; one value per sample.
 
     Args:
-        logits: float [B, K, H, W].
-        target: int64 [B, H, W], 255 = ignore.
+        logits: float [B, K, *space].
+        target: int64 [B, *space], 255 = ignore.
         gamma: 0 is cross-entropy; the larger, the less counts what is right already.
         weights: see ``cross_entropy``.
     """
@@ -255,20 +285,21 @@ def _sums(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _mean(per_pixel: Tensor, target: Tensor, weights: Sequence[float] | str | None, num_classes: int) -> Tensor:
-    """Of the pixels that count [B, H, W], each by the weight of its class, one value per sample."""
+    """Of the pixels that count [B, *space], each by the weight of its class, one value per sample."""
+    per_pixel, target = (values.reshape(len(values), -1) for values in (per_pixel, target))  # [B, N]; N = 1 of images
     counts = target != IGNORE
     if weights is None:
-        return per_pixel.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp(min=1)
+        return per_pixel.sum(1) / counts.sum(1).clamp(min=1)
     labels = target.masked_fill(~counts, 0)
     if isinstance(weights, str):
         if weights != "inverse":
             raise ValueError(f"weights must be {num_classes} numbers, inverse or null; got {weights!r}")
-        pixels = nn.functional.one_hot(labels, num_classes).mul(counts[..., None]).sum((1, 2))  # [B, K]
+        pixels = nn.functional.one_hot(labels, num_classes).mul(counts[..., None]).sum(1)  # [B, K]
         of_class = 1 / pixels.clamp(min=1)
     else:
         if len(weights) != num_classes or min(weights) < 0:
             raise ValueError(f"weights must be {num_classes} numbers of 0 or more, one per class; got {list(weights)}")
         of_class = per_pixel.new_tensor(list(weights)).expand(len(target), -1)
-    of_pixel = of_class.gather(1, labels.flatten(1)) * counts.flatten(1)
+    of_pixel = of_class.gather(1, labels) * counts
     total = of_pixel.sum(1)
-    return (per_pixel.flatten(1) * of_pixel).sum(1) / torch.where(total > 0, total, 1)
+    return (per_pixel * of_pixel).sum(1) / torch.where(total > 0, total, 1)

@@ -184,7 +184,8 @@ class MaskDiffusionTask(Task):
             seed=self.seed,
         )
 
-    def check_target(self, continuous: bool) -> None:
+    def check_target(self, continuous: bool, per_image: bool = False) -> None:
+        super().check_target(False, per_image)
         if continuous and self.model.palette.softness is not None:
             raise ValueError(
                 "the data set has mattes, and this model reads colours as classes; use method=mask_diffusion_matte, or "

@@ -115,8 +115,12 @@ class Task(pl.LightningModule):
         """The split as this task needs it; item (i, visit) is a pure function of seed, sample and visit."""
         raise NotImplementedError
 
-    def check_target(self, continuous: bool) -> None:
+    def check_target(self, continuous: bool, per_image: bool = False) -> None:
         """Looks whether this can be learnt from: class indices, or shares of two classes where ``continuous``.
+
+        Args:
+            continuous: shares and no class indices.
+            per_image: one class for a whole picture.
 
         Raises:
             ValueError: it cannot.
@@ -125,6 +129,11 @@ class Task(pl.LightningModule):
             raise ValueError(
                 "the data set has mattes, and this task learns classes; methods that learn mattes are "
                 "mask_diffusion_matte and unet_matte"
+            )
+        if per_image:
+            raise ValueError(
+                "the data set has one class per image, and this task learns one per pixel; methods that learn classes "
+                "of images are vit and vit_scratch"
             )
 
     def buckets(self, split: Split) -> list[Any]:

@@ -56,12 +56,17 @@ class Tuning:
         """How many settings of the rule are tuned."""
         return sum(len(values) > 1 for values in self.grid.values())
 
-    def check_target(self, continuous: bool) -> None:
+    def check_target(self, continuous: bool, per_image: bool = False) -> None:
         """Looks whether there are classes to tune for; see ``Task.check_target``.
 
         Raises:
-            ValueError: there are mattes.
+            ValueError: there are mattes, or classes of whole images.
         """
+        if per_image:
+            raise ValueError(
+                "the data set has one class per image, and a rule is tuned for pixels; methods that learn classes of "
+                "images are vit and vit_scratch"
+            )
         if continuous:
             raise ValueError(
                 "the data set has mattes, and a rule is tuned for classes; methods that learn mattes are "

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from geoseg.data.sampling import Visits, choose_random, choose_representative
+from geoseg.data.sampling import Visits, balanced, choose_random, choose_representative, stratified
 from geoseg.types import IGNORE, Sample
 
 NAMES = [f"s{i}" for i in range(9)]
@@ -178,3 +178,34 @@ def test_a_run_may_end_within_a_round(batches: int) -> None:
     assert len(short) == batches
     for first in range(batches):
         assert list(Visits(7, 3, 4, seed=5, first=first, batches=batches)) == whole[first:batches]
+
+
+SIZES = {"a": 12, "b": 6, "c": 3}
+CLASSED = [f"{name}{i}" for name, size in SIZES.items() for i in range(size)]
+CLASSES = ["abc".index(name[0]) for name in CLASSED]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_stretch_of_a_stratified_order_has_its_share_of_every_class(seed: int) -> None:
+    order = stratified(CLASSED, CLASSES, seed)
+    assert sorted(order) == sorted(CLASSED)
+    for count in range(1, len(order) + 1):
+        for part in (order[:count], order[-count:]):
+            for name, size in SIZES.items():
+                found = sum(one[0] == name for one in part)
+                assert abs(found - count * size / len(order)) < 1.5
+    assert order != stratified(CLASSED, CLASSES, seed + 5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_balanced_choices_are_even_nested_and_go_on_where_another_ended(seed: int) -> None:
+    before: list[str] = []
+    for count in range(10):
+        chosen = balanced(CLASSED, CLASSES, count, seed)
+        assert chosen[: len(before)] == before and len(set(chosen)) == count
+        for other in range(10 - count):
+            both = Counter(name[0] for name in chosen + balanced(CLASSED, CLASSES, other, seed, first=count))
+            assert max(both.values(), default=0) - min((both[name] for name in "abc"), default=0) <= 1
+        before = chosen
+    with pytest.raises(ValueError, match="class 2 has 3 samples, and 4 of it are wanted"):
+        balanced(CLASSED, CLASSES, 12, seed)

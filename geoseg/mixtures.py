@@ -1,0 +1,190 @@
+"""What classifiers learnt from mixtures of real and generated pictures: shares, controls, gaps and differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from geoseg.losses import TRAIN, TRAIN_ACCURACY, VAL, VAL_ACCURACY, Curve
+from geoseg.metrics.statistics import interval, student_interval
+from geoseg.summary import Member, grouped, unit_means
+
+ACCURACY = "accuracy/image"
+
+SCORED = {"accuracy/image": "accuracy ↑", "f1/mean": "macro F1 ↑"}
+LOST = {"cross_entropy": "cross-entropy ↓", "calibration/error": "calibration error ↓"}
+"""Scores of the table; those that are better when they are higher, and the others."""
+
+
+class Share(NamedTuple):
+    """What a training set was mixed of.
+
+    Attributes:
+        data: what the data set is called.
+        total: pictures asked for; None: all there are.
+        real: share of real ones, 0 to 1.
+        rest: what the others are, "generated", "nothing" or "noised"; "" where there are none.
+        noise: of noised ones, else 0.
+        seen: whether the real ones are those that the generator has learnt from.
+    """
+
+    data: str
+    total: int | None
+    real: float
+    rest: str
+    noise: float
+    seen: bool
+
+    @property
+    def name(self) -> str:
+        """As people write it, such as 8:2.
+
+        >>> Share("scenes", 400, 0.8, "generated", 0, False).name
+        '8:2'
+        """
+        if self.seen:
+            return "what the generator saw"
+        ratio = f"{10 * self.real:.4g}:{10 - 10 * self.real:.4g}"
+        if self.rest == "nothing":
+            return f"{ratio}, real part alone"
+        return f"{ratio}, noised copies ({self.noise:g})" if self.rest == "noised" else ratio
+
+
+class Mixed(NamedTuple):
+    """Runs that learnt from one share.
+
+    Attributes:
+        share: what of.
+        runs: one per seed.
+        curves: what the training of each logged, see ``geoseg.losses.read_curves``; empty where nothing is left of it.
+    """
+
+    share: Share
+    runs: list[Member]
+    curves: list[Mapping[str, Curve]]
+
+
+def mixtures(
+    records: Sequence[Mapping[str, Any]], curves: Mapping[str, Mapping[str, Curve]] | None = None
+) -> list[Mixed]:
+    """Finished runs on mixtures by what they learnt from: generated pictures first, most real ones first.
+
+    Args:
+        records: finished or not; those whose data is no mixture are left out.
+        curves: fit id to what was logged.
+
+    Raises:
+        ValueError: none is left.
+    """
+    found: dict[Share, Mixed] = {}
+    for members in grouped(records).values():
+        for member in members:
+            source = member.record["config"]["data"]["source"]
+            if not str(source.get("_target_", "")).endswith(".Mixture"):
+                continue
+            alone = source["real"] == 1  # whatever was to stand beside
+            rest = "" if alone else source["rest"]
+            noise = source["noise"] if rest == "noised" else 0.0
+            of = Share(member.record["data"]["name"], source["total"], source["real"], rest, noise, source["seen"])
+            mixed = found.setdefault(of, Mixed(of, [], []))
+            mixed.runs.append(member)
+            mixed.curves.append((curves or {}).get(member.record["fit_id"], {}))
+    if not found:
+        raise ValueError("no finished run has learnt from a mixture; runs of experiment=synthetic_data do")
+    order = {"": 0, "generated": 0, "nothing": 1, "noised": 2}
+
+    def place(one: Mixed) -> tuple[str, bool, int, float]:
+        return one.share.data, one.share.seen, order[one.share.rest], -one.share.real
+
+    return sorted(found.values(), key=place)
+
+
+NOTE = (
+    "Means over seeds with Student's 95 % interval over them. Gap: accuracy on the training pictures in the last "
+    "epoch, as they were met, minus that on the validation pictures after it. Differences are in accuracy, picture by "
+    "picture over the seeds that both have: first a bootstrap interval over test pictures, widened so that those of "
+    "one column hold together with 95 % (Bonferroni), then Student's over seeds, likewise. 10:0 is all real at the "
+    "same number."
+)
+"""What the numbers of ``mixture_cells`` are."""
+
+
+def mixture_cells(found: Sequence[Mixed]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table of mixtures, every cell as text."""
+    head = ["data", "real : generated", "trained on", "seeds", *SCORED.values(), *LOST.values(), "gap ↓"]
+    head += ["− 10:0 ↑", "− its real part alone ↑"]
+    whole = {one.share.data: one for one in found if one.share.rest == "" and not one.share.seen}
+    parts = {(one.share.data, one.share.total, one.share.real): one for one in found if one.share.rest == "nothing"}
+    against = [
+        (
+            whole.get(one.share.data) if one.share.rest or one.share.seen else None,
+            parts.get(one.share[:3]) if one.share.rest in ("generated", "noised") else None,
+        )
+        for one in found
+    ]
+    columns = list(zip(*against, strict=True))
+    compared = [max(1, sum(other is not None for other in column)) for column in columns]
+    rows = []
+    for one, others in zip(found, against, strict=True):
+        cells = [one.share.data, one.share.name, f"{one.runs[0].record['num_train']} images", str(len(one.runs))]
+        cells += [_mean([run.scores.get(f"test/{score}") for run in one.runs]) for score in (*SCORED, *LOST)]
+        cells.append(_mean(gaps(one)))
+        for other, count in zip(others, compared, strict=True):
+            cells.append("" if other is None else _difference(one.runs, other.runs, 1 - 0.05 / count))
+        rows.append(cells)
+    return head, rows
+
+
+def gaps(mixed: Mixed) -> list[float | None]:
+    """Accuracy in training minus that in validation at the end, of every run; None where it is not known."""
+    found: list[float | None] = []
+    for run, logged in zip(mixed.runs, mixed.curves, strict=True):
+        epochs = by_epoch(run.record, logged)
+        both = [epochs[name].values[-1] for name in (TRAIN_ACCURACY, VAL_ACCURACY) if name in epochs]
+        found.append(float(both[0] - both[1]) if len(both) == 2 else None)
+    return found
+
+
+def by_epoch(record: Mapping[str, Any], logged: Mapping[str, Curve]) -> dict[str, Curve]:
+    """Losses and accuracies over epochs, counted from 1: of training the mean of an epoch, of validation as it was."""
+    fit = record["config"]["method"]["task"]["fit"]
+    steps = max(1, -(-record["num_train"] // fit["batch_size"]) * fit["repeats"] // fit["accumulate"])
+    found = {}
+    for name, curve in logged.items():
+        if name in (TRAIN, TRAIN_ACCURACY):
+            epochs = curve.steps // steps
+            there = np.unique(epochs)
+            found[name] = Curve(there + 1, np.array([curve.values[epochs == epoch].mean() for epoch in there]))
+        elif name in (VAL, VAL_ACCURACY):
+            found[name] = Curve((curve.steps + 1) / steps, curve.values)
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    ends = student_interval(known)
+    return f"{fmean(known):.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+
+
+def _difference(runs: Sequence[Member], others: Sequence[Member], confidence: float) -> str:
+    """Picture by picture and seed by seed, over what both have."""
+    by_seed = [{run.record["seed"]: run for run in side} for side in (runs, others)]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    means = [unit_means([side[seed] for seed in seeds], ACCURACY) for side in by_seed]
+    shared = sorted(means[0].keys() & means[1].keys())
+    if not shared:
+        return "-"
+    differences = [means[0][unit] - means[1][unit] for unit in shared]
+    mine, theirs = (
+        [value for seed in seeds if (value := side[seed].scores.get(f"test/{ACCURACY}")) is not None]
+        for side in by_seed
+    )
+    over_units = interval(differences, confidence)
+    over_seeds = student_interval([a - b for a, b in zip(mine, theirs, strict=True)], confidence)
+    told = [f"[{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else "no interval" for ends in (over_units, over_seeds)]
+    return f"{fmean(differences):+.3f} {told[0]} pictures, {told[1]} {len(seeds)} seeds"
