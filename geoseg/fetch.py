@@ -105,7 +105,7 @@ TRANSFORMERS = ("dinov2", "vit")
 """Checkpoints that are one model of transformers, and no pipeline."""
 
 NEEDED = {**dict.fromkeys(TRANSFORMERS, ENCODER), "flux": FLUX}
-"""Files that a folder on the hub must have, by its key in ``conf/checkpoints``; pipelines: ``WEIGHTS`` and ``CONFIGS``."""
+"""Files that a folder on the hub must have, by its key in ``conf/checkpoints``; pipelines have those above."""
 
 WANTED = {**NEEDED, "flux": (*FLUX, "model_index.json", "tokenizer*/*.json", "tokenizer*/*.txt", "tokenizer*/*.model")}
 """What is fetched of it; ``PATTERNS`` where it is not here."""
