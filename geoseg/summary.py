@@ -54,6 +54,8 @@ def summary_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
         scored["dice_loss/label_generated"] = "Dice loss label–generated ↓"
         scored |= {score: f"{title} ↑" for score, title in zip(CLASS, titles, strict=True)}
         scored |= {f"matched/{score}": f"matched {title} ↑" for score, title in zip(CLASS, titles, strict=True)}
+    if any("test/matte/sad" in member.scores for members in groups.values() for member in members):
+        scored |= {"matte/sad": "matte SAD ↓", "matte/mse": "matte MSE ↓"}
     if whole:
         scored |= IMAGES
     compared = ("dice_loss/label_generated", "matched/iou/mean") if pixels else ()
@@ -97,6 +99,53 @@ def region_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[
             scores = [[member.record["scores"].get(name) for member in members] for name in REGIONS]
             lines.append([row.data, row.method, row.checkpoints, str(len(members)), *map(_mean_deviation, scores)])
     return ["data", "method", "checkpoints", "runs", *REGIONS.values()], lines
+
+
+DOUBTS = {"own": "its own", "votes": "entropy of votes", "entropy": "entropy", "one_member": "one member's entropy"}
+"""Uncertainties of a method by their names in a record."""
+
+
+def doubt_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Whether methods know where they are wrong, as a table, every cell as text: a row per data set and method.
+
+    What an ensemble gains stands beside it: the mean IoU of its members, each alone, and that of their mean.
+    """
+    rows: dict[tuple[str, str, str, str], list[Mapping[str, Any]]] = {}
+    for row, members in grouped(records).items():
+        if any("test/uncertainty/entropy/auroc" in member.record["scores"] for member in members):
+            rows[row.data, row.method, row.given, row.checkpoints] = [member.record for member in members]
+    known = {score for runs in rows.values() for run in runs for score in run["scores"]}
+    named = [name for name in DOUBTS if f"test/uncertainty/{name}/auroc" in known]
+    head = ["data", "method", "trained on", "checkpoints", "runs", "members", "mean IoU of a member ↑", "mean IoU ↑"]
+    head += ["calibration error ↓", *(f"AUROC, {DOUBTS[name]} ↑" for name in named), "lowest AUROC of a run ↑"]
+    head += [f"risk, {DOUBTS[name]} ↓" for name in named]
+    lines = []
+    for told, runs in rows.items():
+        alone = [run.get("members", {}).get("alone/iou/mean") for run in runs]
+        counts = sorted({len(ious) for ious in alone if ious})
+        best = [name for name in ("own", "entropy") if f"test/uncertainty/{name}/auroc" in runs[0]["scores"]][:1]
+        lowest = [run["scores"].get(f"test/uncertainty/{name}/auroc") for run in runs for name in best]
+        found = [value for value in lowest if value is not None]
+        cells = [*told, str(len(runs)), ", ".join(map(str, counts)) or "-"]
+        cells += [_mean_deviation([fmean(ious) if ious else None for ious in alone])]
+        for score in ("iou/mean", "calibration/error", *(f"uncertainty/{name}/auroc" for name in named)):
+            cells.append(_mean_deviation([run["scores"].get(f"test/{score}") for run in runs]))
+        cells.append(f"{min(found):.3f}" if found else "-")
+        cells += [
+            _mean_deviation([run["scores"].get(f"test/uncertainty/{name}/risk") for run in runs]) for name in named
+        ]
+        lines.append(cells)
+    return head, lines
+
+
+DOUBT_NOTE = (
+    "Means ± spread over runs. *AUROC*: the chance that of a wrong and a right pixel the wrong one is less sure, "
+    "0.5 is a coin; the lowest is that of a method's own uncertainty where it has one, else of its entropy. *Risk*: "
+    "mean share of wrong pixels among the surest, over all shares that are kept. *Calibration error*: how far "
+    "probabilities are from the shares of pixels that are right. An ensemble's own uncertainty is the variance of "
+    "its members; one member's entropy is the control."
+)
+"""What the numbers of ``doubt_cells`` are."""
 
 
 REGION_NOTE = (

@@ -14,14 +14,16 @@ from geoseg.summary import (
     SPREAD,
     comparisons,
     cost_cells,
+    doubt_cells,
     grouped,
     quoted_cells,
     settings,
     summary,
+    summary_cells,
     unit_means,
     write_spread,
 )
-from tests.made_records import failed, record
+from tests.made_records import failed, record, scores
 
 
 def cells(records: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -266,6 +268,41 @@ def test_what_methods_cost() -> None:
     assert (unet["trainable parameters"], unet["all parameters"]) == ("1,234,567", "2,000,000")
     assert (unet["ms per image"], unet["training memory, GiB"], unet["prediction memory, GiB"]) == ("12.8", "3", "1")
     assert (lora["minutes of training"], lora["ms per image"], lora["device"]) == ("1.5", "-", "CPU")
+
+
+def test_whether_methods_know_where_they_are_wrong() -> None:
+    def doubts(**values: float) -> dict[str, float]:
+        return {
+            f"test/uncertainty/{name}/{what}": value for name, value in values.items() for what in ("auroc", "risk")
+        }
+
+    def drawn(seed: int, own: float, members: list[float]) -> dict[str, Any]:
+        told = scores(0.5) | doubts(own=own, entropy=0.9, one_member=0.6) | {"test/calibration/error": 0.1}
+        return record("drawing", seed=seed, scores=told, members={"alone/iou/mean": members})
+
+    single = record("single", scores=scores(0.4) | doubts(entropy=0.75), members={})
+    unknown = record("older")
+    head, lines = doubt_cells([drawn(0, 0.8, [0.2, 0.4]), drawn(1, 0.6, [0.3, 0.5]), single, unknown, failed()])
+    rows = {line[1]: dict(zip(head, line, strict=True)) for line in lines}
+    assert list(rows) == ["drawing", "single"]
+    assert rows["drawing"]["members"] == "2" and rows["single"]["members"] == "-"
+    assert rows["drawing"]["mean IoU of a member ↑"].startswith("0.350 ±")
+    assert rows["drawing"]["AUROC, its own ↑"].startswith("0.700 ±")
+    assert (
+        rows["drawing"]["lowest AUROC of a run ↑"] == "0.600" and rows["single"]["lowest AUROC of a run ↑"] == "0.750"
+    )
+    assert rows["drawing"]["risk, one member's entropy ↓"].startswith("0.600")
+    assert rows["single"]["AUROC, its own ↑"] == rows["single"]["calibration error ↓"] == "-"
+    assert "AUROC, entropy of votes ↑" not in head
+
+
+def test_mattes_have_their_errors_in_the_summary() -> None:
+    mattes = record("mattes", scores=scores(0.5) | {"test/matte/sad": 7.8, "test/matte/mse": 0.25})
+    head, lines = summary_cells([mattes, record("classes")])
+    shown = {line[1]: dict(zip(head, line, strict=True)) for line in lines}
+    assert shown["mattes"]["matte SAD ↓"] == "7.800" and shown["mattes"]["matte MSE ↓"] == "0.250"
+    assert shown["classes"]["matte SAD ↓"] == "-"
+    assert "matte SAD ↓" not in summary_cells([record("classes")])[0]
 
 
 def test_published_numbers_are_quoted_beside_ours(tmp_path: Path) -> None:

@@ -121,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
         "README.md or printed",
     )
     parser.add_argument(
+        "--uncertainty",
+        action="store_true",
+        help="whether methods know where they are wrong, and what an ensemble gains by its members; between "
+        "'<!-- uncertainty -->' and '<!-- end of uncertainty -->' in README.md or printed",
+    )
+    parser.add_argument(
         "--mixtures",
         action="store_true",
         help="what classifiers learnt from mixtures of real and generated pictures: a table with differences to all "
@@ -174,11 +180,13 @@ def _write_tables(options: argparse.Namespace, records: Records, readme: Path) -
     from geoseg.summary import (
         COST_NOTE,
         DOMAIN_NOTE,
+        DOUBT_NOTE,
         QUOTED_NOTE,
         REGION_NOTE,
         comparisons,
         cost_cells,
         domain_cells,
+        doubt_cells,
         quoted_cells,
         region_cells,
         summary,
@@ -191,6 +199,8 @@ def _write_tables(options: argparse.Namespace, records: Records, readme: Path) -
         tables["costs"] = _noted(*cost_cells(records), COST_NOTE)
     if options.domains:
         tables["domains"] = _noted(*domain_cells(records), DOMAIN_NOTE)
+    if options.uncertainty:
+        tables["uncertainty"] = _noted(*doubt_cells(records), DOUBT_NOTE)
     # nobody asked for the other two by an option, so that a README.md need not have room for them
     if any("test/regions/count" in record.get("scores", {}) for record in records):
         found = _noted(*region_cells(records), REGION_NOTE)
