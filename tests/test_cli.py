@@ -103,10 +103,10 @@ def test_the_whole_configuration_can_be_shown(
         (["method.task.fit.epoch=3"], "did you mean method.task.fit.epochs?"),
         (["qwxyz=3"], "no setting qwxyz; geoseg run experiment=... --help lists those of an experiment"),
         (["data.root=x"], "no setting data.root; data=cityscapes or data=coco_stuff27 or data=dat or"),
-        (["method.model.encoder=x"], "method=unet or method=unet_matte has it, so add the one you mean"),
+        (["method.model.encoder=x"], "method=unet or method=unet_matte or method=vit has it, so add the one you mean"),
         (
             ["method=unet", "method.adapter.rank=4"],
-            "no setting method.adapter.rank; method=label_lora or method=mask_diffusion has it, which was not",
+            "method=mask_diffusion or method=synthetic_lora or method=vit_lora has it, which was not asked for",
         ),
         (["experiment=label_lore"], "no experiment=label_lore; did you mean experiment=label_lora?"),
         (["method=u-net"], "no method=u-net; did you mean method=unet?"),

@@ -201,9 +201,13 @@ def test_every_hub_option_is_known() -> None:
 
     from geoseg.config import conf_folder
 
+    pipelines, encoders = fetch.PIPELINES, fetch.ENCODERS
+    known = {"stable_diffusion": pipelines, "flux": pipelines, "dinov2": encoders, "vit": fetch.CLASSIFIERS}
     for path in (conf_folder() / "checkpoints").glob("hub*.yaml"):
-        assert OmegaConf.load(path).stable_diffusion.path_or_id in fetch.PIPELINES
-        assert OmegaConf.load(path).dinov2.path_or_id in fetch.ENCODERS
+        option = OmegaConf.load(path)
+        named = {part: (option.get(part) or {}).get("path_or_id") for part in known}
+        assert any(named.values())
+        assert all(name in known[part] for part, name in named.items() if name is not None)
 
 
 def test_flux_is_known_and_its_gate_is_told(
