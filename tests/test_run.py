@@ -107,7 +107,8 @@ def test_the_record_holds_what_it_promises(finished: SimpleNamespace) -> None:
             *("stages_per_unit", "units", "facts", "status", "config", "adapter", "figures"),
         }, method
         assert (record["schema"], record["status"], record["experiment"]) == (1, "done", "label_lora")
-        assert set(record["data"]) == {"name", "fingerprint", "class_names", "train", "val", "test"}
+        extra = {"continuous", "per_image"}
+        assert set(record["data"]) == {"name", "fingerprint", "class_names", *extra, "train", "val", "test"}
         assert (len(record["data"]["train"]), record["data"]["val"], record["data"]["test"]) == (
             2,
             ["val_0000", "val_0001"],
