@@ -30,8 +30,11 @@ class Land:
     def words(self, class_index: int) -> str:
         return self.template.replace("{}", self.class_names[class_index])
 
+    def label(self, name: str) -> int:
+        return self.class_names.index(name.partition("/")[0])
+
     def read(self, name: str) -> Sample:
-        label = self.class_names.index(name.partition("/")[0])
+        label = self.label(name)
         coarse = numpy_stream(0, "land", name).integers(0, 256, (self.size // 2, self.size // 2, 3))
         picture = np.repeat(np.repeat(coarse, 2, 0), 2, 1) // 2 + np.eye(3, dtype=int)[label] * 100
         return Sample(picture.astype(np.uint8), np.array(label, np.uint8), self.words(label))

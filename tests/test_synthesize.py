@@ -59,7 +59,7 @@ def settings(tiny_checkpoints: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    licence = ["+checkpoints.licence={name:a licence,commercial:false}"]
+    licence = ["checkpoints.licence={name:a licence,commercial:false,note:null}"]
     return run([*settings, *licence], tmp_path_factory.mktemp("trained"))
 
 
@@ -107,7 +107,7 @@ def test_the_manifest_says_from_what_each_was_drawn(whole: SimpleNamespace, trai
     file = trained.parents[1] / said["adapter"]["path"] / "pytorch_lora_weights.safetensors"
     assert said["adapter"]["sha256"] == {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}
     assert (said["status"], said["seed"], said["run"]["run_id"]) == ("done", 7, trained.name)
-    assert said["licence"] == {"name": "a licence", "commercial": False}
+    assert said["licence"] == {"name": "a licence", "commercial": False, "note": None}
     assert said["base"]["id"] == "stable-diffusion" and said["base"]["kind"] == "local"
     drawn = {"steps": 3, "guidance": 4, "negative": "", "scheduler": "DDIMScheduler", "drawn": [32, 32]}
     assert said["settings"] == {**drawn, "size": [16, 16], "batch": 2}
@@ -142,7 +142,7 @@ def test_they_are_what_the_pipeline_of_diffusers_draws(whole: SimpleNamespace, t
 
     assert apart() > 10  # without the LoRA
     pipeline.load_lora_weights(trained.parents[1] / whole.manifest["adapter"]["path"])
-    assert apart() < 0.6  # rounding
+    assert apart() < 1.5  # rounding to whole greys, and what a random network makes of rounding elsewhere
 
 
 def test_the_terminal_says_what_came_of_it(whole: SimpleNamespace, synthesize: Callable[..., int], capsys: Any) -> None:
@@ -278,7 +278,7 @@ def test_a_model_that_was_trained_whole(settings: list[str], tmp_path: Path) -> 
     assert main(["synthesize", f"run={folder}", "total=3", f"out={out}", *ALWAYS, *ASKED[:-1]]) == 0
     said = manifest_of(out)
     assert "unet/diffusion_pytorch_model.safetensors" in said["adapter"]["sha256"] and said["seed"] == 0
-    assert said["licence"] == "unknown"
+    assert said["licence"]["name"] == "unknown"
     model = LatentDiffusion.load(tmp_path / "runs" / said["adapter"]["path"])
     entry = said["images"][0]
     drawn = model.draw(["tile sea"], [torch.Generator().manual_seed(entry["seed"])], (32, 32), 3, 4.0)

@@ -184,7 +184,7 @@ def test_layers_of_flux_dev_are_those_of_diffusers_script() -> None:
 def test_the_settings_of_the_paper(compose: Callable[[list[str]], Any]) -> None:
     from geoseg.config import plain
 
-    settings = plain(compose(["experiment=paper/khrulev"]))
+    settings = plain(compose(["experiment=paper/khrulev", "data.root=."]))
     task = settings["method"]["task"]
     assert (task["fit"]["epochs"], task["fit"]["repeats"], settings["data"]["num_train"]) == (6, 5, 780)
     assert (task["optimizer"]["_target_"], task["lr"]) == ("geoseg.optim.prodigy", 1.0)
