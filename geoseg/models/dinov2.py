@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
 from geoseg.crops import pad_to_multiple
+from geoseg.models.finetuned import Encoder
 from geoseg.models.transformers_folder import read_transformer
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,7 +24,7 @@ def levels(depth: int) -> tuple[int, ...]:
     return tuple(depth * level // LEVELS for level in range(1, LEVELS + 1))
 
 
-class DINOv2(nn.Module):
+class DINOv2(Encoder):
     """Features of a profile from four depths of a DINOv2 vision transformer of any size and patch.
 
     What is frozen in it stays in evaluation mode, and where all is frozen no gradients are prepared.
@@ -43,14 +44,13 @@ class DINOv2(nn.Module):
     """
 
     def __init__(self, net: Dinov2Model, normalise: bool = True) -> None:
-        super().__init__()
+        super().__init__(net)
         depth = int(net.config.num_hidden_layers)
         if depth < LEVELS:
             raise ValueError(f"features are taken at {LEVELS} depths, and this DINOv2 has only {depth} blocks")
-        self.net, self.normalise = net, normalise
+        self.normalise = normalise
         self.width, self.patch = int(net.config.hidden_size), int(net.config.patch_size)
         self.blocks = levels(depth)
-        self._unused()
 
     @classmethod
     def load(
@@ -69,21 +69,6 @@ class DINOv2(nn.Module):
         """
         net = read_transformer(path_or_id, revision, {Dinov2Config: Dinov2Model.from_pretrained}, "dinov2", "DINOv2")
         return cls(net, normalise)
-
-    @property
-    def trains(self) -> bool:
-        """Whether anything in it wants gradients."""
-        return any(weight.requires_grad for weight in self.net.parameters())
-
-    def redraw(self) -> None:
-        """Forgets its weights: random ones from the same configuration, drawn from torch's global generator."""
-        self.net = Dinov2Model(self.net.config)
-        self._unused()
-
-    def train(self, mode: bool = True) -> DINOv2:
-        """Switches dropout and the like on, but where all is frozen."""
-        super().train(mode and self.trains)
-        return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Features of the four depths, shallow to deep.
@@ -109,8 +94,3 @@ class DINOv2(nn.Module):
             states = self.net(image, output_hidden_states=True).hidden_states  # of block 0, the embedding, to the last
             features = [self.net.layernorm(states[block])[:, 1:] for block in self.blocks]  # [B, h * w, D]
         return [feature.mT.unflatten(2, grid) for feature in features]
-
-    def _unused(self) -> None:
-        """What stands for a hidden patch in pretraining is never asked for here, and so must not wait for gradients."""
-        if self.net.embeddings.mask_token is not None:
-            self.net.embeddings.mask_token.requires_grad_(False)

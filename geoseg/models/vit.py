@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from transformers import Dinov2Config, Dinov2Model, PreTrainedConfig, PreTrainedModel, ViTConfig, ViTModel
 
 from geoseg.models import dinov2
-from geoseg.models.encoder_decoder import FINETUNE
+from geoseg.models.finetuned import Encoder, Finetuned
 from geoseg.models.transformers_folder import read_transformer
 
 
@@ -41,7 +41,7 @@ KINDS: dict[type[PreTrainedConfig], Kind] = {
 """Kinds by their configuration: ViT (Dosovitskiy et al. 2021) as Google publishes it, and DINOv2."""
 
 
-class ViT(nn.Module):
+class ViT(Encoder):
     """One description of a whole picture, by a vision transformer of either kind.
 
     What is frozen in it stays in evaluation mode, and where all is frozen no gradients are prepared.
@@ -60,9 +60,9 @@ class ViT(nn.Module):
     """
 
     def __init__(self, net: PreTrainedModel, side: int | None = None) -> None:
-        super().__init__()
-        self.net = net
-        self.kind = KINDS[type(net.config)]
+        kind = KINDS[type(net.config)]
+        super().__init__(net, **kind.options)
+        self.kind = kind
         self.side = int(net.config.image_size) if side is None else side
         patch = int(net.config.patch_size)
         if self.side < patch or self.side % patch:
@@ -70,7 +70,6 @@ class ViT(nn.Module):
                 f"checkpoints.vit.side={self.side}: a multiple of the transformer's patch is wanted, {patch} pixels"
             )
         self.width = int(net.config.hidden_size) * (2 if self.kind.patches else 1)
-        self._unused()
 
     @classmethod
     def load(
@@ -89,21 +88,6 @@ class ViT(nn.Module):
         """
         read = {config: partial(kind.model.from_pretrained, **kind.options) for config, kind in KINDS.items()}
         return cls(read_transformer(path_or_id, revision, read, "vit", "vision transformer"), side)
-
-    @property
-    def trains(self) -> bool:
-        """Whether anything in it wants gradients."""
-        return any(weight.requires_grad for weight in self.net.parameters())
-
-    def redraw(self) -> None:
-        """Forgets its weights: random ones from the same configuration, drawn from torch's global generator."""
-        self.net = self.kind.model(self.net.config, **self.kind.options)
-        self._unused()
-
-    def train(self, mode: bool = True) -> ViT:
-        """Switches dropout and the like on, but where all is frozen."""
-        super().train(mode and self.trains)
-        return self
 
     def forward(self, image: Tensor) -> Tensor:
         """Pictures float [B, C, H, W] in [0, 1], C 1 or 3, to descriptions [B, D].
@@ -124,58 +108,25 @@ class ViT(nn.Module):
         first = tokens[:, 0]
         return torch.cat([first, tokens[:, 1:].mean(1)], dim=1) if self.kind.patches else first
 
-    def _unused(self) -> None:
-        """What stands for a hidden patch in pretraining is never asked for, and so must not wait for gradients."""
-        mask = getattr(self.net.embeddings, "mask_token", None)
-        if mask is not None:
-            mask.requires_grad_(False)
 
-
-class Classifier(nn.Module):
+class Classifier(Finetuned):
     """Logits of a whole picture: a linear layer on what an encoder says of it.
-
-    The layer is always trained. A task that trains this network finds learning rates for the groups "encoder" and
-    "head".
 
     Args:
         num_classes: K.
         encoder: describes pictures.
-        finetune: what is trained of the encoder: "lora", an adapter that the method attaches to the part "encoder";
-            "full", all of it; "frozen", nothing; "scratch", all of it, from random weights of the same sizes.
+        finetune: what is trained of the encoder beside the layer; see ``Finetuned``.
 
     Raises:
         ValueError: another word for ``finetune``.
     """
 
     per_image = True
+    top = "head"
+    head: nn.Linear
 
     def __init__(self, num_classes: int, encoder: ViT, finetune: str = "full") -> None:
-        super().__init__()
-        if finetune not in FINETUNE:
-            raise ValueError(f"finetune must be one of {', '.join(FINETUNE)}, got {finetune!r}")
-        if finetune == "scratch":
-            encoder.redraw()
-        elif finetune != "full":
-            encoder.requires_grad_(False)
-        self.num_classes, self.finetune, self.encoder = num_classes, finetune, encoder
-        self.head = nn.Linear(encoder.width, num_classes)
-
-    def parts(self) -> dict[str, nn.Module]:
-        """What an adapter may be attached to; nothing where the encoder is trained, or kept, as it is."""
-        return {"encoder": self.encoder.net} if self.finetune == "lora" else {}
-
-    def groups(self) -> dict[str, nn.Module]:
-        """What may have learning rates of its own.
-
-        Raises:
-            ValueError: an adapter is announced and none is attached.
-        """
-        if self.finetune == "lora" and not self.encoder.trains:
-            raise ValueError(
-                "finetune=lora, but no adapter is attached; give the method one, or choose finetune=frozen to train "
-                "the head alone"
-            )
-        return {"encoder": self.encoder, "head": self.head}
+        super().__init__(num_classes, encoder, lambda: nn.Linear(encoder.width, num_classes), finetune)
 
     def forward(self, image: Tensor) -> Tensor:
         """Pictures [B, C, H, W] in [0, 1] to logits [B, K]."""
