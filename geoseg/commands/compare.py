@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from geoseg.commands import run
+from geoseg.commands.shell import exit_code, prepared
 
 if TYPE_CHECKING:
     from geoseg.compare import Room
@@ -99,62 +98,53 @@ def command(words: list[str]) -> int:
     if any(word in ("-h", "--help") for word in words):
         print(USAGE)
         return 0
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see commands.run
-    from hydra.errors import HydraException
+    prepared()
+    return exit_code("compare", lambda: _compare(words), "the same command goes on with what is left")
 
+
+def _compare(words: list[str]) -> int:
     from geoseg.config import register_resolvers
-    from geoseg.places import DiskFull
-    from geoseg.quiet import quieten
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     register_resolvers()
-    quieten()
     line = _read(words)
-    try:
-        _check(words, line)
-        methods, sizes, seeds = _wanted(line)
-        configs = {method: line.composed(f"method={method}") for method in methods}
-        learning = [method for method in methods if configs[method].method.task is not None]
-        trained = [method for method in learning if "fit" in configs[method].method.task]  # the others are tuned
+    _check(words, line)
+    methods, sizes, seeds = _wanted(line)
+    configs = {method: line.composed(f"method={method}") for method in methods}
+    learning = [method for method in methods if configs[method].method.task is not None]
+    trained = [method for method in learning if "fit" in configs[method].method.task]  # the others are tuned
 
-        from geoseg.compare import entries, print_plan, room, speeds, title_of, write_comparison
-        from geoseg.ranking import print_ranking
+    from geoseg.compare import entries, print_plan, room, speeds, title_of, write_comparison
+    from geoseg.ranking import print_ranking
 
-        there = room(configs[methods[0]])
-        if there.num_test is not None:
-            line = replace(line, base=[*line.base, f"data.num_test={there.num_test}"])
-            print(f"{there.title} prescribes no split: {there.num_test} profiles are kept for the test")
-        sizes = _there(sizes, there)
+    there = room(configs[methods[0]])
+    if there.num_test is not None:
+        line = replace(line, base=[*line.base, f"data.num_test={there.num_test}"])
+        print(f"{there.title} prescribes no split: {there.num_test} profiles are kept for the test")
+    sizes = _there(sizes, there)
 
-        def configured(method: str, *more: str) -> Any:
-            return line.composed(f"method={method}", *(line.of_methods if method in trained else ()), *more)
+    def configured(method: str, *more: str) -> Any:
+        return line.composed(f"method={method}", *(line.of_methods if method in trained else ()), *more)
 
-        if line.of_methods or there.num_test is not None:
-            configs = {method: configured(method) for method in methods}
-        planned = entries(configs, sizes, seeds)
-        title = title_of(line.asked.get("baseline"), planned)
-        config = configs[methods[0]]
-        print_plan(planned, speeds(planned, Path(config.runs), configured), config.workers)
-        if "--dry" in words:
-            return 0
-        unfinished = {entry.method for entry in planned if not entry.finished}
-        sweeps = (
-            Sweep([method for method in methods if method not in learning], sizes[:1], []),
-            Sweep([method for method in learning if method not in trained], sizes, []),
-            Sweep(trained, sizes, line.of_methods),
-        )
-        code = _run(line, [sweep for sweep in sweeps if not unfinished.isdisjoint(sweep.methods)], seeds)
-        if code >= 128:  # stopped: there is more to run before there is something to report
-            return code
-        place = Path(config.runs) / config.name / "report" / re.sub(r"\W+", "_", there.title)
-        places, made = write_comparison(planned, Path(line.asked.get("to") or place), line.asked.get("baseline"))
-    except (HydraException, ValueError, DiskFull) as error:
-        print(f"geoseg compare: {error}", file=sys.stderr)
-        return 4 if isinstance(error, DiskFull) else 2
-    except KeyboardInterrupt:
-        print("geoseg compare: interrupted; the same command goes on with what is left", file=sys.stderr)
-        return 130
+    if line.of_methods or there.num_test is not None:
+        configs = {method: configured(method) for method in methods}
+    planned = entries(configs, sizes, seeds)
+    title = title_of(line.asked.get("baseline"), planned)
+    config = configs[methods[0]]
+    print_plan(planned, speeds(planned, Path(config.runs), configured), config.workers)
+    if "--dry" in words:
+        return 0
+    unfinished = {entry.method for entry in planned if not entry.finished}
+    sweeps = (
+        Sweep([method for method in methods if method not in learning], sizes[:1], []),
+        Sweep([method for method in learning if method not in trained], sizes, []),
+        Sweep(trained, sizes, line.of_methods),
+    )
+    code = _run(line, [sweep for sweep in sweeps if not unfinished.isdisjoint(sweep.methods)], seeds)
+    if code >= 128:  # stopped: there is more to run before there is something to report
+        return code
+    place = Path(config.runs) / config.name / "report" / re.sub(r"\W+", "_", there.title)
+    places, made = write_comparison(planned, Path(line.asked.get("to") or place), line.asked.get("baseline"))
     print_ranking(places, title)
     for name, files in made.items():
         print(f"{name} -> {', '.join(map(str, files))}")

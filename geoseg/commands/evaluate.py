@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
+from geoseg.commands.shell import exit_code, prepared
 
 USAGE = """\
 geoseg evaluate run=RUN [data=... data.root=... key=value ...]
@@ -42,46 +40,41 @@ def command(words: list[str]) -> int:
     if any(word in ("-h", "--help") for word in words):
         print(USAGE)
         return 0
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    prepared()
+    return exit_code("evaluate", lambda: _evaluate(words))
+
+
+def _evaluate(words: list[str]) -> int:
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
 
     from geoseg.config import conf_folder, register_resolvers
     from geoseg.overrides import check_overrides, own_folders, searching, without_options
-    from geoseg.places import DiskFull
-    from geoseg.quiet import quieten
     from geoseg.record import find_run
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     register_resolvers()
-    quieten()
     own, rest = own_folders(words), without_options(words)
     given = {word.partition("=")[0].lstrip("+"): word.partition("=")[2] for word in rest}
     moved = {key: value for key, value in given.items() if key.startswith("method.") and "path" in key}
     overrides = [word for word in rest if word.partition("=")[0] not in ("run", *moved)]
-    try:
-        if not given.get("run"):
-            raise ValueError("which run? run=RUN names its folder, runs/EXPERIMENT/RUN_ID, or its id")
-        for key in given.keys() - moved.keys() - {"run"}:
-            if key.split(".")[0] not in EVALUATED:
-                raise ValueError(
-                    f"{key}: an evaluation takes that from the run; leave it away, or train anew with geoseg run. "
-                    f"What can be set: {', '.join(EVALUATED)}"
-                )
-        if "data" not in given and any(key.startswith("data.") for key in given):
-            raise ValueError("name the data in full, its group too, such as data=profiles data.root=FOLDER")
-        folder, record = find_run(given["run"], given.get("runs", "runs"))
-        overrides += ["name=evaluate"] * ("name" not in given) + [f"seed={record['config']['seed']}", "rivals=null"]
-        check_overrides(overrides, folders=own)
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            cfg = compose("run", overrides=[*searching(own), *overrides])
+    if not given.get("run"):
+        raise ValueError("which run? run=RUN names its folder, runs/EXPERIMENT/RUN_ID, or its id")
+    for key in given.keys() - moved.keys() - {"run"}:
+        if key.split(".")[0] not in EVALUATED:
+            raise ValueError(
+                f"{key}: an evaluation takes that from the run; leave it away, or train anew with geoseg run. "
+                f"What can be set: {', '.join(EVALUATED)}"
+            )
+    if "data" not in given and any(key.startswith("data.") for key in given):
+        raise ValueError("name the data in full, its group too, such as data=profiles data.root=FOLDER")
+    folder, record = find_run(given["run"], given.get("runs", "runs"))
+    overrides += ["name=evaluate"] * ("name" not in given) + [f"seed={record['config']['seed']}", "rivals=null"]
+    check_overrides(overrides, folders=own)
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        cfg = compose("run", overrides=[*searching(own), *overrides])
 
-        from geoseg.evaluate import evaluate
-        from geoseg.report import print_run
+    from geoseg.evaluate import evaluate
+    from geoseg.report import print_run
 
-        found, place = evaluate(folder, record, cfg, "data" in given, moved)
-    except (HydraException, ValueError, DiskFull) as error:
-        print(f"geoseg evaluate: {error}", file=sys.stderr)
-        return 4 if isinstance(error, DiskFull) else 2
+    found, place = evaluate(folder, record, cfg, "data" in given, moved)
     print_run([found], place)
     return 0

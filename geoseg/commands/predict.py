@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
+from geoseg.commands.shell import exit_code, prepared
 
 USAGE = """\
 geoseg predict run=RUN input=FILE|FOLDER output=FOLDER [key=value ...]
@@ -43,26 +41,18 @@ def command(words: list[str]) -> int:
     if not words or any(word in ("-h", "--help") for word in words):
         print(USAGE)
         return 0 if words else 2
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from geoseg.places import DiskFull
-    from geoseg.quiet import quieten
+    prepared()
+    return exit_code("predict", lambda: _predict(words), "the same command goes on from here")
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    quieten()
-    try:
-        from geoseg.overrides import arguments
 
-        settings, moved = arguments(words, "geoseg.label_maps.label_maps", NEEDED, "every=10")
+def _predict(words: list[str]) -> int:
+    from geoseg.overrides import arguments
 
-        from geoseg.label_maps import label_maps
+    settings, moved = arguments(words, "geoseg.label_maps.label_maps", NEEDED, "every=10")
 
-        manifest = label_maps(**settings, moved=moved)
-    except (ValueError, DiskFull) as error:
-        print(f"geoseg predict: {error}", file=sys.stderr)
-        return 4 if isinstance(error, DiskFull) else 2
-    except KeyboardInterrupt:
-        print("geoseg predict: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    from geoseg.label_maps import label_maps
+
+    manifest = label_maps(**settings, moved=moved)
     count = len(manifest["sections"])
     print(f"{count} label map{'s' if count > 1 else ''} by {manifest['method']} -> {settings['output']}")
     return 0

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
+from geoseg.commands.shell import exit_code, prepared
 
 USAGE = """\
 geoseg synthesize run=RUN total=8000 out=FOLDER [key=value ...]
@@ -25,7 +23,8 @@ stopped, and a larger total adds to what is there; a folder that holds something
 RUN is a run's folder, or its id or the beginning of it; method.model.path_or_id=FOLDER says where a checkpoint lies.
 
   geoseg synthesize run=32d1375255 total=8000 out=synthetic batch=16
-  geoseg evaluate run=CLASSIFIER data=image_folder data.root=synthetic     is what was drawn recognised?
+  geoseg evaluate run=CLASSIFIER data=image_folder data.root=synthetic data.source.val=null data.source.test=null
+                                                                   is what was drawn recognised?
 """
 
 NEEDED = {
@@ -41,28 +40,20 @@ def command(words: list[str]) -> int:
     if not words or any(word in ("-h", "--help") for word in words):
         print(USAGE)
         return 0 if words else 2
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from geoseg.places import DiskFull
-    from geoseg.quiet import quieten
+    prepared()
+    return exit_code("synthesize", lambda: _synthesize(words), "the same command goes on from here")
 
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    quieten()
-    try:
-        from geoseg.overrides import arguments
 
-        settings, moved = arguments(words, "geoseg.synthesize.synthesize", NEEDED, "total=8000")
+def _synthesize(words: list[str]) -> int:
+    from geoseg.overrides import arguments
 
-        from rich.console import Console
+    settings, moved = arguments(words, "geoseg.synthesize.synthesize", NEEDED, "total=8000")
 
-        from geoseg.synthesize import summary, synthesize
+    from rich.console import Console
 
-        manifest = synthesize(**settings, moved=moved)
-    except (ValueError, DiskFull) as error:
-        print(f"geoseg synthesize: {error}", file=sys.stderr)
-        return 4 if isinstance(error, DiskFull) else 2
-    except KeyboardInterrupt:
-        print("geoseg synthesize: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    from geoseg.synthesize import summary, synthesize
+
+    manifest = synthesize(**settings, moved=moved)
     Console().print(summary(manifest))
     out, count = settings["out"], len(manifest["images"])
     print(f"{count} picture{'s' if count > 1 else ''} by {manifest['method']} -> {out}")
