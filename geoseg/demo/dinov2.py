@@ -8,14 +8,12 @@ core has to do. What is saved has DINOv2's layout all the same.
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 from transformers import Dinov2Model
 
@@ -132,10 +130,8 @@ class MaskedTask(Task):
         image, seen = batch["image"].flatten(0, 1), batch["seen"].flatten(0, 1)  # [BP, 3, H, W], [BP, S]
         with torch.autocast(image.device.type, enabled=False):  # small differences of grey values need all their digits
             wanted = looks(image, self.model.config.patch_size)  # [BP, N, LOOKS]
-        # in bfloat16 the backward pass of a CPU's fused attention takes ten times as long as that of the plain one
-        with sdpa_kernel(SDPBackend.MATH) if image.device.type == "cpu" else nullcontext():
-            depths = self._encode(image, seen)
-            guess = self.decoder(depths[-1], seen).float()
+        depths = self._encode(image, seen)
+        guess = self.decoder(depths[-1], seen).float()
         hidden = torch.ones(guess.shape[:2], device=image.device).scatter(1, seen, 0.0)
         errors = ((guess - wanted).square().mean(2) * hidden).sum(1) / hidden.sum(1)
         shown = wanted.gather(1, seen[..., None].expand(-1, -1, wanted.shape[2]))

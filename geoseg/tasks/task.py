@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import Dataset
 
 from geoseg.data.module import Split
 from geoseg.randomness import key
+from geoseg.tasks.autocast import ExactAttention, slow_attention
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,8 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         self.told = {}
-        losses = self.loss(batch)
+        with ExactAttention() if slow_attention(self, self.device) else nullcontext():
+            losses = self.loss(batch)
         self.losses = losses.detach()
         loss = _mean(losses, batch)
         self.told = {"train/loss": loss.detach(), **self.told}
