@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from geoseg.ablation import ablations
+from geoseg.assembly import Models
 from geoseg.charts import Cost, costs, draw_ablations, draw_costs
 from geoseg.config import build, check_targets, plain
-from geoseg.job import Models
 from geoseg.page import Drawing, Table, write_page
 from geoseg.ranking import NOTE, Place, learns, ranking, ranking_cells, ranking_text
 from geoseg.ranks import on_gpu

@@ -12,10 +12,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from geoseg import progress
+from geoseg.assembly import Models
 from geoseg.config import build, check_targets, check_types, plain
 from geoseg.data.module import DataModule
 from geoseg.data.profiles import natural
-from geoseg.job import Job, Models
+from geoseg.job import Job
 from geoseg.places import check_writable
 from geoseg.predict import method_of
 from geoseg.record import loaded_code, runs_of

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from geoseg import progress
+from geoseg.assembly import Models, assembled
 from geoseg.config import PATHS, check_targets, embedded_here, weights_of
 from geoseg.data.pictures import in_greys
-from geoseg.job import Models, assembled, precision_of
 from geoseg.palette import Palette, data_palette
 from geoseg.predictors.tiled import Tiled
 from geoseg.randomness import stream
 from geoseg.ranks import alone
 from geoseg.record import device, find_run, runs_of
+from geoseg.training import precision_of
 from geoseg.types import Prediction
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,39 @@ def device(gpu: bool = True) -> str:
     if gpu and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def made_by(precision: str, gpu: bool, processes: int, packages: Collection[str]) -> dict[str, Any]:
+    """Which code, libraries and device are at work.
+
+    Args:
+        precision: that to compute in.
+        gpu: whether the GPU is at work where there is one.
+        processes: how many train together.
+        packages: those outside geoseg whose code takes part.
+    """
+    code, dirty = loaded_code()
+    on = device(gpu=gpu)
+    if processes > 1:  # the training; the rest is done in one
+        on += f", {processes} processes"
+    made = {"commit": code, "dirty": dirty, "versions": versions(), "device": on, "precision": precision}
+    own = {package: source_digest(package) for package in packages}
+    return {**made, "own": own} if own else made
+
+
+def stale(found: Mapping[str, Any]) -> str:
+    """What to say of a record or fit that other code may have made, "" where the code is the same."""
+    now, dirty = loaded_code()
+    own = sorted(package for package, digest in found.get("own", {}).items() if source_digest(package) != digest)
+    if found["commit"] != now or found["dirty"] or dirty:
+        changed = " with uncommitted changes"
+        told = f", made by commit {found['commit']}{changed * found['dirty']}, the code is now {now}{changed * dirty}"
+        told += f"; {', '.join(own)} changed too" * bool(own)
+    elif own:
+        told = f", made by other code of {', '.join(own)}"
+    else:
+        return ""
+    return f"{told}; force=true runs it anew"
 
 
 def finite(value: Any) -> Any:

@@ -10,10 +10,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from geoseg import progress
+from geoseg.assembly import Models
 from geoseg.checkpoints import check_save
 from geoseg.config import build, check_settings, check_targets, check_types, origin, plain
 from geoseg.data.module import DataModule
-from geoseg.job import Job, Models
+from geoseg.job import Job
 from geoseg.places import check_writable
 from geoseg.record import loaded_code
 

@@ -18,6 +18,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, open_dict
 
 from geoseg import sweep
+from geoseg.record import stale
 
 if TYPE_CHECKING:
     from geoseg.job import Job
@@ -191,8 +192,6 @@ class Search:
 
     def _upcoming(self) -> Iterator[list[str]]:
         """The words of the next trials; those whose runs are finished are told at once."""
-        from geoseg.job import stale
-
         while (trial := self.study.ask()) is not None:
             try:
                 job = self.job(trial.words)

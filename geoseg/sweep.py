@@ -406,8 +406,7 @@ def check_workers(config: DictConfig, varied: Collection[str]) -> None:
 
 def _look(plan: Sequence[Planned], compose: Callable[[Sequence[str]], DictConfig], queue: Queue | None = None) -> None:
     """Finds out what is left to do of each job: by its records, and by who is at it."""
-    from geoseg.job import stale
-    from geoseg.record import read_record
+    from geoseg.record import read_record, stale
     from geoseg.run import jobs_of
 
     prepared: dict[str, Any] = {}
@@ -500,7 +499,7 @@ def _prepare() -> None:
 @functools.cache
 def _models() -> Any:
     """What stays loaded in this process."""
-    from geoseg.job import Models
+    from geoseg.assembly import Models
 
     return Models()
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from geoseg import progress as bars
+from geoseg.assembly import Models, assembled
 from geoseg.config import build, check_targets
 from geoseg.crops import bucket
 from geoseg.data.likeness import MEASURE, Likeness, Nearest
 from geoseg.data.pictures import read_profile
 from geoseg.figures import draw_beside
-from geoseg.job import Models, assembled
 from geoseg.manifest import SAVED, clear_parts, earlier, put, save
 from geoseg.places import LEAST, check_writable, full_disk_told, locked
 from geoseg.predict import checked, trainer_of

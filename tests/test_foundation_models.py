@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import geoseg
+from geoseg.assembly import Models
 from geoseg.cli import main
 from geoseg.config import conf_folder, plain
 from geoseg.data.synthetic import SyntheticEarth
-from geoseg.job import Models
 from geoseg.models.dinov2 import DINOv2
 from tests.tiny import tiny_dinov2
 

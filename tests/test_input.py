@@ -17,9 +17,10 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 from PIL import Image
 
+from geoseg.assembly import Models
 from geoseg.config import build, plain
 from geoseg.diffusion.codec import Codec
-from geoseg.job import Job, Models
+from geoseg.job import Job
 from geoseg.loggers import JsonLines
 from geoseg.quiet import quieten
 from geoseg.quoting import typed

@@ -22,8 +22,8 @@ import torch
 
 from geoseg import slurm
 from geoseg.checkpoints import Checkpoints
-from geoseg.job import precision_of
 from geoseg.sweep import Stopped
+from geoseg.training import precision_of
 from tests.test_cli import AS_IS
 from tests.test_sweep import TOLD, records, states
 

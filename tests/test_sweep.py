@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file
 
 from geoseg import sweep
+from geoseg.assembly import Models
 from geoseg.cli import main
-from geoseg.job import Models
 from geoseg.places import SWEEP as SWEEP_VARIABLE
 from geoseg.places import locked
 from geoseg.workers import WorkerEnded

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 import geoseg
+from geoseg.assembly import Models
 from geoseg.cli import main
 from geoseg.config import conf_folder, register_resolvers
 from geoseg.data.synthetic import SyntheticEarth
 from geoseg.demo.networks import vision_transformer
-from geoseg.job import Models
 from geoseg.randomness import seeded
 from geoseg.run import jobs_of
 

@@ -28,9 +28,10 @@ from table import faster
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from geoseg.assembly import Models
 from geoseg.config import build, conf_folder, plain, register_resolvers
 from geoseg.data.module import DataModule
-from geoseg.job import Job, Models
+from geoseg.job import Job
 from geoseg.loggers import JsonLines
 from geoseg.models.sam import load_sam
 from geoseg.randomness import stream
