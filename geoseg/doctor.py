@@ -75,6 +75,8 @@ EMBEDDED = (
     "sam/model.safetensors",
     "dinov2/config.json",
     "dinov2/model.safetensors",
+    "dinov2_in_domain/config.json",
+    "dinov2_in_domain/model.safetensors",
 )
 """Files of the embedded checkpoints."""
 

@@ -56,7 +56,7 @@ SMALL = " These are the small embedded checkpoints; published ones may do otherw
 def image_table(records: Sequence[Mapping[str, Any]]) -> Table:
     """The table of a run on whole images: the main method, whose record comes first, and its rivals."""
     first = records[0]
-    small = first["checkpoints"]["kind"] == "demo"
+    small = first["checkpoints"]["kind"].startswith("demo")
     table = Table(
         title=f"{first['experiment']} on {first['data']['name']}, seed {first['seed']}: "
         f"{len(first['data']['test'])} test images, checkpoints={first['checkpoints']['kind']}",
@@ -82,7 +82,7 @@ def main_table(records: Sequence[Mapping[str, Any]]) -> Table:
     controls = [record for record in rivals if not record["given"]["labels"]]
     trained = [record for record in rivals if record["given"]["labels"]]
     count = len(first["data"]["test"])
-    small = first["checkpoints"]["kind"] == "demo"
+    small = first["checkpoints"]["kind"].startswith("demo")
     table = Table(
         title=f"{first['experiment']} on {first['data']['name']}, seed {first['seed']}: "
         f"{count} test profile{'s' * (count != 1)}, checkpoints={first['checkpoints']['kind']}",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import Dinov2Model
 
 from geoseg.data.synthetic import KINDS
 from geoseg.demo import probe
 from geoseg.demo.networks import vision_transformer
 from geoseg.models.dinov2 import MEAN, STD
 from geoseg.randomness import seeded
+
+ASSETS = Path(probe.__file__).parents[1] / "assets"
 
 TINY = {"width": 16, "layers": 4, "heads": 2, "patch": 16, "size": 128}
 
@@ -64,3 +68,20 @@ def test_the_card_names_every_encoder_and_kind(tmp_path: Path, monkeypatch: pyte
     assert probe.summary(card["right"]) == card["summary"]
     assert len(card["summary"]) == 3 * len(KINDS) and all(0 <= value <= 1 for value in card["summary"].values())
     assert set(card["right"]) == {"nothing", *probe.ENCODERS}
+
+
+def test_the_card_of_the_embedded_encoders_comes_again_for_one_kind() -> None:
+    card = json.loads((ASSETS / "cards" / "probe.json").read_text())
+    assert probe.summary(card["right"]) == pytest.approx(card["summary"])
+    for words, name in probe.ENCODERS.items():
+        model = Dinov2Model.from_pretrained(ASSETS / name, dtype=torch.float32)
+        assert probe.score(model, "salt") == pytest.approx(card["right"][words]["salt"], abs=0.01)
+
+
+def test_pretraining_is_seen_in_the_card() -> None:
+    mean = json.loads((ASSETS / "cards" / "probe.json").read_text())["summary"]
+    for kind in KINDS:
+        nothing, elsewhere, here = (
+            mean[f"patches of {kind} named right, pretrained on {words}"] for words in ("nothing", *probe.ENCODERS)
+        )
+        assert nothing < elsewhere < here
