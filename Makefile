@@ -16,7 +16,7 @@ export GOMP_SPINCOUNT ?= 20000
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types floors unit test-slow format lock checkpoints encoders embed embed-encoders report bench wheel clean
+.PHONY: help setup demo test lint types floors unit test-slow format lock checkpoints encoders embed embed-encoders records report bench wheel clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -99,7 +99,11 @@ embed-encoders: $(READY) ## the same for the encoders alone
 		write_cards(dict(zip(sys.argv[1::2], map(Path, sys.argv[2::2]))), Path("geoseg/assets"))' \
 		dinov2 $(call latest,demo_dinov2) dinov2_in_domain $(call latest,demo_dinov2_in_domain)
 
-report: $(READY) ## results.csv, tables and figures of every experiment, from the records in runs/ by its README's command
+records: $(READY) ## put the records in runs/ into the archives beside the tables; with them a sweep goes on anywhere
+	$(BIN)/python experiments/records.py pack
+
+report: $(READY) ## results.csv, tables and figures of every experiment, from the records kept and in runs/ by its README's command
+	$(BIN)/python experiments/records.py unpack
 	@for readme in experiments/*/README.md experiments/*/*/README.md; do \
 		words="$$(sed -n '/^    geoseg report /,/[^\\]$$/p' "$$readme")"; test -n "$$words" || continue; \
 		runs="$$(echo "$$words" | grep -o 'runs/[a-z0-9_]*' | head -n 1)"; \

@@ -1,0 +1,86 @@
+"""Keeps the records behind the tables: experiments/QUESTION/records.tar.xz holds record.json of every run of its table.
+
+    python experiments/records.py pack      adds what lies in runs to the archives that the READMEs ask for
+    python experiments/records.py unpack    puts what is in the archives into runs, where it is not there yet
+
+A README asks for an archive by its command ``geoseg report runs/NAME ...``. With the records in runs the same sweep
+takes these runs for done, and goes on with what is missing; label maps and what was trained are not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ARCHIVE = "records.tar.xz"
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Packs or unpacks, and says how many records there are of what."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("pack", "unpack"))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
+    parser.add_argument("--experiments", type=Path, default=HERE, help="folder of the questions")
+    asked = parser.parse_args(words)
+    for readme, name in questions(asked.experiments):
+        archive = readme.with_name(ARCHIVE)
+        kept = read(archive)
+        if asked.what == "pack":
+            found = {**kept, **finished(asked.runs / name)}
+            if found != kept:
+                write(archive, found)
+            if found:
+                print(f"{archive}: {len(found)} records, {len(found) - len(kept)} of them new")
+        else:
+            new = {path: text for path, text in kept.items() if not (asked.runs / path).exists()}
+            for path, text in new.items():
+                (asked.runs / path).parent.mkdir(parents=True, exist_ok=True)
+                (asked.runs / path).write_bytes(text)
+            if kept:
+                print(f"{asked.runs / name}: {len(new)} of {len(kept)} records put there")
+
+
+def questions(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Every README below a folder that has a command for its table, and the name of the runs it is made from."""
+    for readme in sorted(folder.rglob("README.md")):
+        if asked := re.search(r"^    geoseg report runs/(\w+)", readme.read_text(encoding="utf-8"), re.M):
+            yield readme, asked[1]
+
+
+def finished(runs: Path) -> dict[str, bytes]:
+    """The records of finished runs in a folder, by their path from above it."""
+    found = {path: path.read_bytes() for path in sorted(runs.glob("*/record.json"))}
+    return {
+        path.relative_to(runs.parent).as_posix(): text
+        for path, text in found.items()
+        if json.loads(text)["status"] == "done"
+    }
+
+
+def read(archive: Path) -> dict[str, bytes]:
+    """What an archive holds, by path; nothing where there is none."""
+    if not archive.exists():
+        return {}
+    with tarfile.open(archive) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
+
+
+def write(archive: Path, records: dict[str, bytes]) -> None:
+    """Writes them in an order and with dates of their own, so that the same records make the same file."""
+    part = archive.with_name(f".{archive.name}.part")
+    with tarfile.open(part, "w:xz") as tar:
+        for path, text in sorted(records.items()):
+            member = tarfile.TarInfo(path)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    part.replace(archive)
+
+
+if __name__ == "__main__":
+    main()
