@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -72,11 +73,19 @@ class Piece(NamedTuple):
         picture: its name.
         split: "train", "val" or "test".
         columns: the first one, and the one after the last; None: all.
+        rows: likewise.
     """
 
     picture: str
     split: str
     columns: tuple[int, int] | None = None
+    rows: tuple[int, int] | None = None
+
+
+def piece_name(piece: Piece) -> str:
+    """The picture's name, with first and last row and column of a piece of it."""
+    cuts = (f"_{axis}{cut[0]}-{cut[1] - 1}" for axis, cut in (("y", piece.rows), ("x", piece.columns)) if cut)
+    return piece.picture + "".join(cuts)
 
 
 class Splits:
@@ -94,6 +103,8 @@ class Splits:
         distance: numbers, such as inlines, that a picture must be away from those of the same survey it is judged by;
             nearer ones belong to nobody. The last number of a name counts, the rest of it is the survey.
         columns: cuts every picture for training into blocks; None leaves them whole.
+        test_blocks: into how many rows and columns of blocks every picture for the test is cut, each a unit by itself,
+            so that one large picture has an interval; None leaves them whole.
 
     Raises:
         ValueError: names the setting that fits no picture.
@@ -107,6 +118,7 @@ class Splits:
         test: Sequence[str] | None = None,
         distance: int = 0,
         columns: Columns | None = None,
+        test_blocks: Sequence[int] | None = None,
     ) -> None:
         self.source = source
         self.title, self.unit = source.title, source.unit
@@ -124,22 +136,26 @@ class Splits:
         for name in source.names:
             place = where[name]
             if place == "train" and columns is not None:
-                for part, (begin, end) in columns.blocks(name, source.shape(name)[1]).items():
-                    self._pieces[f"{name}_x{begin}-{end - 1}"] = Piece(name, part, (begin, end))
+                for part, block in columns.blocks(name, source.shape(name)[1]).items():
+                    piece = Piece(name, part, block)
+                    self._pieces[piece_name(piece)] = piece
+            elif place == "test" and test_blocks is not None:
+                for piece in self._blocks(name, test_blocks):
+                    self._pieces[piece_name(piece)] = piece
             elif place is not None:
                 self._pieces[name] = Piece(name, place)
-        if columns is not None and columns.test:
+        if (columns is not None and columns.test) or test_blocks is not None:
             self.unit = f"block of a {source.unit}"
         self.names = list(self._pieces)
 
     def read(self, name: str) -> Sample:
         """Reads one piece; image uint8 [H, W] or [H, W, 3], target uint8 [H, W]."""
-        picture, _, columns = self._pieces[name]
+        picture, _, columns, rows = self._pieces[name]
         sample = self.source.read(picture)
         if columns is None:
             return sample
-        cut = slice(*columns)
-        return sample._replace(image=sample.image[:, cut].copy(), target=sample.target[:, cut].copy())
+        cut = slice(*rows) if rows else slice(None), slice(*columns)
+        return sample._replace(image=sample.image[cut].copy(), target=sample.target[cut].copy())
 
     def whole(self, name: str) -> np.ndarray:
         """The picture that a piece was cut from, uint8 [H, W] or [H, W, 3]."""
@@ -152,9 +168,9 @@ class Splits:
 
     def shape(self, name: str) -> tuple[int, int]:
         """H and W of one piece."""
-        picture, _, columns = self._pieces[name]
+        picture, _, columns, rows = self._pieces[name]
         height, width = self.source.shape(picture)
-        return (height, width) if columns is None else (height, columns[1] - columns[0])
+        return (height if rows is None else rows[1] - rows[0], width if columns is None else columns[1] - columns[0])
 
     def split(self, name: str) -> str | None:
         """Which split a piece is for."""
@@ -170,8 +186,26 @@ class Splits:
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """That of the pictures, which pieces carry in their names, and of who is where in them."""
-        pieces = ",".join(f"{name}={self._pieces[name].columns}" for name in names)
+        found = {name: self._pieces[name] for name in names}
+        pieces = ",".join(f"{name}={piece.columns}{piece.rows or ''}" for name, piece in found.items())
         return f"{self.source.fingerprint(self._pictures(names))}:{pieces}"
+
+    def _blocks(self, name: str, count: Sequence[int]) -> list[Piece]:
+        """A picture for the test in blocks of nearly the same size, row by row.
+
+        Raises:
+            ValueError: the numbers are no rows and columns, or more than the picture has.
+        """
+        shape = self.source.shape(name)
+        if len(count) != 2 or any(not 1 <= number <= side for number, side in zip(count, shape, strict=False)):
+            raise ValueError(
+                f"data.source.test_blocks={list(count)}: numbers of rows and columns of blocks are wanted, such as "
+                f"[2,4], and {name} has {shape[0]} x {shape[1]} pixels"
+            )
+        rows, columns = (
+            [side * i // number for i in range(number + 1)] for number, side in zip(count, shape, strict=True)
+        )
+        return [Piece(name, "test", column, row) for row in pairwise(rows) for column in pairwise(columns)]
 
     def _pictures(self, names: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(self._pieces[name].picture for name in names))

@@ -119,6 +119,25 @@ def test_blocks_side_by_side_where_there_is_no_other_ground(tmp_path: Path) -> N
         Columns(val=0.6, test=0.4)
 
 
+def test_a_picture_for_the_test_is_judged_in_blocks_that_make_it_up(tmp_path: Path) -> None:
+    whole = pictures(tmp_path, ["a", "b"])
+    source = Splits(whole, test=["b"], test_blocks=[2, 3])
+    columns = ["x0-12", "x13-25", "x26-39"]
+    blocks = [f"b_{rows}_{cut}" for rows in ("y0-1", "y2-3") for cut in columns]
+    assert placed(source) == {"train": ["a"], "val": [], "test": blocks}
+    assert [source.shape(name) for name in blocks] == 2 * [(2, 13), (2, 13), (2, 14)]
+    for k in (0, 1):  # image and target
+        rows = [np.hstack([source.read(name)[k] for name in part]) for part in (blocks[:3], blocks[3:])]
+        np.testing.assert_array_equal(np.vstack(rows), whole.read("b")[k])
+    assert source.unit == "block of a section"
+    np.testing.assert_array_equal(source.whole(blocks[4]), whole.read("b").image)
+    prints = {source.fingerprint([name]) for name in [*blocks, "a"]}
+    assert len(prints) == 7
+    for wrong in ([0, 3], [2], [5, 1], [1, 41]):
+        with pytest.raises(ValueError, match=r"test_blocks=.*rows and columns.*b has 4 x 40 pixels"):
+            Splits(whole, test=["b"], test_blocks=wrong)
+
+
 def test_fingerprints_follow_the_cut(tmp_path: Path) -> None:
     source = pictures(tmp_path, ["a", "b"])
 
@@ -214,11 +233,12 @@ def test_f3_facies_all_fifteen_ways_to_hold_two_out(real: Path) -> None:
 
 def test_faults_and_craters(real: Path, compose: Callable[[list[str]], DictConfig]) -> None:
     faults = prepared(compose, real, "f3_faults")
-    assert faults.names["test"] == ["inline_300"]
+    assert len(faults.names["test"]) == 6 and {name[:10] for name in faults.names["test"]} == {"inline_300"}
     assert sorted(name[:10] for name in faults.names["train"]) == ["inline_100", "inline_200"]
     assert present(faults, "train") == present(faults, "val") == present(faults, "test") == {0, 1}
     craters = prepared(compose, real, "moon_wac_craters")
-    assert (craters.names["test"], [name[:5] for name in craters.names["train"]]) == (["val"], ["train"])
+    assert [name[:5] for name in craters.names["train"]] == ["train"]
+    assert len(craters.names["test"]) == 8 and {name[:4] for name in craters.names["test"]} == {"val_"}
     blocks = ("data.source.test=null", "data.source.columns.test=0.3")
     data = prepared(compose, real, "moon_wac_craters", *blocks)
     assert [len(data.names[split]) for split in ("train", "val", "test")] == [2, 2, 2]
