@@ -22,7 +22,7 @@ def draw_adaptation(runs: Sequence[Found], folder: Path) -> list[tuple[str, Path
     """Draws what training did to an encoder's deepest features, method by method (Figure 2 of Guo et al. 2024).
 
     Before is what the training found: the pretrained encoder, or the random one where it was trained from scratch. Of
-    several runs of a method the one with the lowest seed is taken, with its first test profiles of one shape. Profiles
+    several runs of a method the one with the lowest seed is taken, with its first test profiles. Profiles
     are read anew from the data set that the run names.
 
     Args:
@@ -43,11 +43,11 @@ def draw_adaptation(runs: Sequence[Found], folder: Path) -> list[tuple[str, Path
             continue
         names = record["units"]["names"][:PROFILES]
         images = [item["image"] for item in read_again(record, names, "--features")]
-        images = [image for image in images if image.shape == images[0].shape]
-        pictures = torch.stack(images).movedim(1, -1).numpy()
+        pictures = [image.movedim(0, -1)[None].numpy() for image in images]
         where = folders[record["run_id"]]
-        before, after = (load(where, trained=trained).features(pictures) for trained in (False, True))
-        if not torch.equal(before, after):  # else it was frozen, and there is nothing to show
+        models = (load(where, trained=trained) for trained in (False, True))
+        before, after = ([model.features(picture)[0] for picture in pictures] for model in models)
+        if not all(map(torch.equal, before, after)):  # else it was frozen, and there is nothing to show
             note = f"{row.method} on {row.data}, checkpoints={row.checkpoints}, seed {record['seed']}"
             found.append((note, images, before, after))
     if not found:

@@ -322,7 +322,7 @@ def draw_members(
     return _write(figure, path)
 
 
-def principal_colours(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+def principal_colours(before: Sequence[Tensor], after: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """The three strongest principal components of features as red, green and blue.
 
     They are fitted on both sets together, so that one colour means the same direction in both and what adaptation has
@@ -330,20 +330,20 @@ def principal_colours(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     positive; its range goes from the 1st to the 99th percentile of both sets, and what lies beyond is cut.
 
     Args:
-        before: float [N, h, w, D] with D of 3 or more, features of N pictures.
-        after: the same of the adapted model, [M, h', w', D].
+        before: float [h, w, D] with D of 3 or more for every picture, of any h and w.
+        after: the same of the adapted model.
 
     Returns:
-        float32 [N, h, w, 3] and [M, h', w', 3] in [0, 1].
+        float32 [h, w, 3] in [0, 1] for every picture of both.
 
     Raises:
-        ValueError: the sets differ in D, or D is below 3.
+        ValueError: the features differ in D, or D is below 3.
     """
-    if before.ndim != 4 or after.ndim != 4 or before.shape[-1] != after.shape[-1] or before.shape[-1] < 3:
-        raise ValueError(
-            f"features must be [N, h, w, D] with one D of 3 or more, got {list(before.shape)} and {list(after.shape)}"
-        )
-    flat = torch.cat([side.detach().cpu().double().flatten(0, 2) for side in (before, after)])
+    features = [*before, *after]
+    shapes = [list(one.shape) for one in features]
+    if len({shape[-1] for shape in shapes}) != 1 or shapes[0][-1] < 3 or any(len(shape) != 3 for shape in shapes):
+        raise ValueError(f"features must be [h, w, D] with one D of 3 or more, got {shapes}")
+    flat = torch.cat([one.detach().cpu().double().flatten(0, 1) for one in features])
     flat = flat - flat.mean(0)
     # the D x D matrix serves any number of pictures
     axes = torch.linalg.eigh(flat.T @ flat).eigenvectors[:, -3:].flip(-1)  # [D, 3], strongest first
@@ -351,17 +351,19 @@ def principal_colours(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     shown = (flat @ axes).numpy()
     low, high = np.percentile(shown, [1, 99], axis=0)
     shown = ((shown - low) / np.maximum(high - low, np.finfo(np.float64).tiny)).clip(0, 1)
-    colours = torch.from_numpy(shown).float()
-    count = before[..., 0].numel()
-    return colours[:count].view(*before.shape[:3], 3), colours[count:].view(*after.shape[:3], 3)
+    parts = torch.from_numpy(shown).float().split([one[..., 0].numel() for one in features])
+    colours = [part.view(*shape[:2], 3) for part, shape in zip(parts, shapes, strict=True)]
+    return colours[: len(before)], colours[len(before) :]
 
 
-def draw_features(images: Sequence[Tensor], before: Tensor, after: Tensor, path: Path, note: str = "") -> Path:
+def draw_features(
+    images: Sequence[Tensor], before: Sequence[Tensor], after: Sequence[Tensor], path: Path, note: str = ""
+) -> Path:
     """A row per picture: itself, and its features before and after adaptation (Figure 2 of Guo et al. 2024).
 
     Args:
         images: N pictures [C, H, W] in [0, 1].
-        before: float [N, h, w, D], see ``principal_colours``.
+        before: features [h, w, D] of each, see ``principal_colours``.
         after: the same of the adapted model.
         path: a .png to write.
         note: a line above the figure that says whose features they are.
@@ -439,7 +441,7 @@ def draw_training(metrics: Path, path: Path) -> Path:
         loss_axis.plot(steps[window - 1 :], smooth, color="C0", label=f"mean of {window} steps")
     steps, losses = _series(lines, "val/loss")
     if len(steps):
-        loss_axis.plot(steps, losses, "o-", color="C1", label="validation, fixed noise and timesteps")
+        loss_axis.plot(steps, losses, "o-", color="C1", label="validation")
     loss_axis.set(xlabel="step", ylabel="loss", title="loss")
     loss_axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
     for name in sorted({name for line in lines for name in line if name.startswith("lr/")}):

@@ -397,7 +397,13 @@ def _of_volume(file: SegyFile, rule: Amplitudes, every: int, entry: dict[str, An
             raise ValueError(f"{file.path.name}: {error}") from None
         traces = "" if nth == 1 else f", one trace of {nth}"
         entry["amplitude"] = {"white": limit, "measured_on": f"{len(names)} of {len(file.names)} sections{traces}"}
-        log.info("%s: %g is the largest amplitude (%s)", file.path.name, limit, entry["amplitude"]["measured_on"])
+        log.info(
+            "%s: amplitudes beyond %g are drawn black and white, %g per cent of them (%s)",
+            file.path.name,
+            limit,
+            100 - rule.clip,
+            entry["amplitude"]["measured_on"],
+        )
     if missing := file.facts.get("missing_traces"):
         log.warning(
             "%s: %d traces of its grid are missing; they are dead, and their labels 255 (unknown)",

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.errors import HydraException
@@ -94,6 +95,7 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
             Hydra cannot read.
     """
     single = searching(folders)
+    beyond: list[tuple[str, str]] = []  # values of sweeps but for the first
     for word in words:
         try:
             override = OverridesParser.create().parse_override(word)
@@ -114,10 +116,11 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
             raise ValueError("rivals={} would change nothing, since mappings are merged; rivals=null leaves them out")
         if multirun and override.is_sweep_override():
             value = override.value()
-            if isinstance(value, IntervalSweep):
-                first: Any = value.start
-            else:
-                first = next(iter(override.sweep_string_iterator()), None)
+            values: list[Any] = (
+                [value.start] if isinstance(value, IntervalSweep) else [*override.sweep_string_iterator()]
+            )
+            beyond += [(str(override.key_or_group), str(other)) for other in values[1:]]
+            first = next(iter(values), None)
             if first is None:
                 raise ValueError(f"{word!r} names no value; the end of a range is left out, as Python has it")
             word = f"{override.get_key_element()}={first}"
@@ -131,6 +134,11 @@ def check_overrides(words: Sequence[str], multirun: bool = False, folders: Seque
                 groups = [word for word in single if word.split("=")[0] in ("experiment", "method", "data")]
                 known = list(_keys(OmegaConf.to_container(compose("run", overrides=groups), resolve=False)))
             raise ValueError(_suggest(str(error), known, {word.split("=")[0] for word in single})) from None
+        for key, value in beyond:
+            group, _, option = f"{key}/{value}".rpartition("/")
+            there = GlobalHydra.instance().config_loader().get_group_options(group, overrides=searching(folders))
+            if there and option not in there:
+                raise ValueError(_no_option(group, option, there))
     if multirun:
         return
     with contextlib.suppress(InterpolationResolutionError):  # what cannot be resolved is told by whoever needs it
@@ -161,6 +169,13 @@ def searching(folders: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{','.join(os.path.abspath(folder) for folder in folders)}]"] if folders else []
 
 
+def _no_option(group: str, option: str, known: Sequence[str]) -> str:
+    """What to say of an option that a group does not have."""
+    near = difflib.get_close_matches(option, known, n=1)
+    hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(known)}"
+    return f"there is no {group}={option}; {hint}"
+
+
 def _suggest(message: str, keys: list[str], chosen: Collection[str] = ()) -> str:
     """Hydra's message, made short, with the nearest setting or option; ``chosen`` are groups with an option typed."""
     wrong_key = re.search(r"Could not (?:override|append to config|delete from config\.) '([^']+)'", message)
@@ -186,9 +201,7 @@ def _suggest(message: str, keys: list[str], chosen: Collection[str] = ()) -> str
     if wrong_option and options:
         group, known = options.group(1), options.group(2).split()
         option = wrong_option.group(1).removeprefix(f"{group}/")
-        near = difflib.get_close_matches(option, known, n=1)
-        hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(known)}"
-        return f"there is no {group}={option}; {hint}"
+        return _no_option(group, option, known)
     there = re.search(r"Either remove \+ prefix: '(.+)'", message) or re.search(r"use 'override (.+)'", message)
     if there:
         return f"leave the + away, since it is there already: {there.group(1).replace(': ', '=')}"

@@ -173,6 +173,9 @@ def test_the_check_takes_what_is_right() -> None:
     check_overrides(["+new.key=1", "data.select=[a,b]"])
     check_overrides(["data=profiles", "method.predictor.second_strength=null", "method.predictor.guidance=7"])
     check_overrides(["seed=0,abc"], multirun=True)  # a job of its own says so
+    check_overrides(["method=unet,label_lora", "experiment=label_lora,paper/guo2024", "rivals=null"], multirun=True)
+    with pytest.raises(ValueError, match=r"there is no method=dinov2_mlaa; did you mean method=dinov2_mla\?"):
+        check_overrides(["method=unet,dinov2_mlaa"], multirun=True)
 
 
 @pytest.mark.parametrize(

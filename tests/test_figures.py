@@ -165,7 +165,7 @@ def test_curves_of_a_training(tmp_path: Path, drawn: list[Any]) -> None:
     smooth = curves["mean of 2 steps"]
     assert smooth[1] == [(a % 5 + b % 5) / 2 for a, b in itertools.pairwise(steps)]
     assert smooth[0] == steps[1:]
-    assert curves["validation, fixed noise and timesteps"] == [[29, 59], [0.5, 0.25]]
+    assert curves["validation"] == [[29, 59], [0.5, 0.25]]
     assert {name: values[1][0] for name, values in lines_of(rate).items()} == {"unet": 1e-4, "text": 1e-5}
     assert rate.get_yscale() == "log"
 
@@ -205,26 +205,31 @@ def test_results_side_by_side_with_their_errors(tmp_path: Path, drawn: list[Any]
 def test_principal_components_as_colours_are_those_of_a_decomposition() -> None:
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(6, 6, generator=generator) * torch.tensor([5.0, 3.0, 2.0, 0.3, 0.2, 0.1])[:, None]
-    before, after = (torch.randn(n, 4, 5, 6, generator=generator) @ mixing + n for n in (2, 3))
+    before, after = (
+        [torch.randn(4, 5 + i, 6, generator=generator) @ mixing + n for i in range(n)] for n in (2, 3)
+    )  # pictures of several sizes
     shown = principal_colours(before, after)
-    assert [list(side.shape) for side in shown] == [[2, 4, 5, 3], [3, 4, 5, 3]]
-    flat = np.concatenate([before.reshape(-1, 6).numpy(), after.reshape(-1, 6).numpy()]).astype(np.float64)
+    assert [[list(one.shape) for one in side] for side in shown] == [
+        [[4, 5, 3], [4, 6, 3]],
+        [[4, 5, 3], [4, 6, 3], [4, 7, 3]],
+    ]
+    flat = np.concatenate([one.reshape(-1, 6).numpy() for one in (*before, *after)]).astype(np.float64)
     _, _, axes = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
     for i in range(3):
         axis = axes[i] * np.sign(axes[i][np.abs(axes[i]).argmax()])
         along = (flat - flat.mean(0)) @ axis
         low, high = np.percentile(along, [1, 99])
         wanted = ((along - low) / (high - low)).clip(0, 1)
-        ours = np.concatenate([side[..., i].reshape(-1).numpy() for side in shown])
+        ours = np.concatenate([one[..., i].reshape(-1).numpy() for side in shown for one in side])
         np.testing.assert_allclose(ours, wanted, atol=1e-5)
-    alike = principal_colours(torch.ones(1, 2, 2, 3), torch.ones(1, 2, 2, 3))  # nothing differs
-    assert all(torch.isfinite(side).all() for side in alike)
-    with pytest.raises(ValueError, match=r"one D of 3 or more, got \[2, 4, 5, 6\] and \[2, 4, 5, 2\]"):
-        principal_colours(before, before[..., :2])
+    alike = principal_colours([torch.ones(2, 2, 3)], [torch.ones(2, 2, 3)])  # nothing differs
+    assert all(torch.isfinite(one).all() for side in alike for one in side)
+    with pytest.raises(ValueError, match=r"one D of 3 or more, got \[\[4, 5, 6\], \[4, 5, 2\]\]"):
+        principal_colours(before[:1], [before[0][..., :2]])
 
 
 def test_features_before_and_after(tmp_path: Path, drawn: list[Any]) -> None:
-    before, after = torch.rand(2, 3, 4, 8), torch.rand(2, 3, 4, 8)
+    before, after = ([torch.rand(3, 4, 8), torch.rand(2, 4, 8)] for _ in range(2))
     images = [torch.rand(1, 30, 40), torch.rand(1, 20, 40)]
     draw_features(images, before, after, tmp_path / "features.png", "MLA of $K$")
     assert drawn[0].get_suptitle() == "MLA of $K$"

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from geoseg.commands.shell import prepared
+
 if TYPE_CHECKING:
     from geoseg.losses import Curve
     from geoseg.page import Table
@@ -257,6 +259,7 @@ def _draw(options: argparse.Namespace, runs: Sequence[Found], folder: Path) -> N
 
         drawings += [(title, [path]) for title, path in draw_sheets(runs, folder, options.sheet)]
     if options.features:
+        prepared()  # a model is loaded
         from geoseg.features import draw_adaptation
 
         drawings += [(title, [path]) for title, path in draw_adaptation(runs, folder)]

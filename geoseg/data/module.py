@@ -323,7 +323,7 @@ class DataModule(pl.LightningDataModule):
             raise ValueError(
                 f"data.num_train={count}, but {len(free)} labelled samples are there to choose from{beside}; "
                 + (
-                    f"ask for 1 to {len(free)}"
+                    f"ask for 1 to {len(free)}, or null for all of them"
                     if free
                     else "lower these"
                     if kept
