@@ -16,6 +16,7 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ARCHIVE = "records.tar.xz"
@@ -55,12 +56,24 @@ def questions(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def finished(runs: Path) -> dict[str, bytes]:
     """The records of finished runs in a folder, by their path from above it."""
-    found = {path: path.read_bytes() for path in sorted(runs.glob("*/record.json"))}
+    found = {path: json.loads(path.read_bytes()) for path in sorted(runs.glob("*/record.json"))}
     return {
-        path.relative_to(runs.parent).as_posix(): text
-        for path, text in found.items()
-        if json.loads(text)["status"] == "done"
+        path.relative_to(runs.parent).as_posix(): json.dumps(placeless(record), indent=1).encode()
+        for path, record in found.items()
+        if record["status"] == "done"
     }
+
+
+def placeless(part: Any) -> Any:
+    """A record whose folders are named by their last part, or from geoseg's own on, wherever they lay."""
+    if isinstance(part, dict):
+        return {key: placeless(value) for key, value in part.items()}
+    if isinstance(part, list):
+        return [placeless(value) for value in part]
+    if not isinstance(part, str) or not part.startswith("/"):
+        return part
+    _, inside, rest = part.rpartition("/geoseg/assets/")
+    return f"geoseg/assets/{rest}" if inside else part.rstrip("/").rpartition("/")[2]
 
 
 def read(archive: Path) -> dict[str, bytes]:

@@ -360,9 +360,14 @@ def write_spread(records: Sequence[Mapping[str, Any]], path: Path) -> Path:
 
 
 def settings(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How every record's method was set where others of its name were set differently, such as "strength=0.4"."""
-    named = told_apart(records, "method", lambda record: (record["method"],))
-    return [name.removeprefix(record["method"]).strip(" ()") for name, record in zip(named, records, strict=True)]
+    """How every record's method and data were set where others of that name were set differently: "strength=0.4"."""
+    methods = told_apart(records, "method", lambda record: (record["method"],))
+    data_sets = told_apart(records, "data", lambda record: (record["data"]["name"],))
+    told = []
+    for record, method, data in zip(records, methods, data_sets, strict=True):
+        added = method.removeprefix(record["method"]), data.removeprefix(record["data"]["name"])
+        told.append(", ".join(part.strip()[1:-1] for part in added if part))  # without the brackets
+    return told
 
 
 COMPARED = {
@@ -502,7 +507,8 @@ def _settings(record: Mapping[str, Any], part: str) -> dict[str, str]:
     flat = [(name, value) for name, value in flattened(config.get(part), part) if not _MIXED.fullmatch(name)]
     if part == "method":  # what stands in a training set beside its data is how the method was trained
         flat += [(name, value) for name, value in flattened(config.get("data"), "data") if _MIXED.fullmatch(name)]
-    return {name: _text(value) for name, value in flat if not _VARIED.fullmatch(name)}
+    placed = [(name, Path(str(value)).name if name.endswith(".root") else value) for name, value in flat]
+    return {name: _text(value) for name, value in placed if not _VARIED.fullmatch(name)}
 
 
 def _text(value: Any) -> str:

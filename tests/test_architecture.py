@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import json
+import lzma
 import re
 import shlex
 import subprocess
@@ -34,7 +35,12 @@ def texts():
     else:
         found = [*ROOT.iterdir(), *(path for place in PLACES for path in (ROOT / place).rglob("*"))]
     wanted = [path for path in found if path.is_file() and path.suffix not in BINARY]
-    return {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in wanted}
+    return {path.relative_to(ROOT).as_posix(): text_of(path) for path in wanted}
+
+
+def text_of(path):
+    """What a file says, all files of an archive one after the other."""
+    return lzma.decompress(path.read_bytes()).decode() if path.suffix == ".xz" else path.read_text(encoding="utf-8")
 
 
 def modules():

@@ -57,7 +57,7 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
 
 def test_every_command_is_a_module_and_every_module_a_command() -> None:
     found = {path.stem for path in Path(commands.__path__[0]).glob("*.py")}
-    assert found == {*COMMANDS, "__init__"}
+    assert found == {*COMMANDS, "__init__", "shell"}  # what they share
 
 
 def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +77,12 @@ def test_commands(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str
 def test_help_of_run_lists_groups_and_settings(run_cli: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli("run", "--help") == 0
     text = capsys.readouterr().out
-    for words in ("label_lora", "checkpoints: demo, hub, hub_flux, hub_sd2, local", "strength: 0.53", "num_train: 4"):
+    for words in (
+        "label_lora",
+        "checkpoints: demo, demo_in_domain, hub, hub_flux, hub_sd2, local",
+        "strength: 0.53",
+        "num_train: 4",
+    ):
         assert words in text
     assert "== " not in text  # no template of Hydra's own
 
@@ -111,7 +116,7 @@ def test_the_whole_configuration_can_be_shown(
         (["experiment=label_lore"], "no experiment=label_lore; did you mean experiment=label_lora?"),
         (["method=u-net"], "no method=u-net; did you mean method=unet?"),
         (["trainer=tpu"], "no trainer=tpu; did you mean trainer=gpu?"),
-        (["checkpoints=x"], "no checkpoints=x; there are demo, hub, hub_flux, hub_sd2, local"),
+        (["checkpoints=x"], "no checkpoints=x; there are demo, demo_in_domain, hub, hub_flux, hub_sd2, local"),
         (
             ["data.select=[a,b"],
             """geoseg: put quotes around the value: 'data.select=["a","b"]'\n  cannot read""",
