@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from geoseg import progress as bars
-from geoseg.data import segy
 from geoseg.data.amplitudes import Amplitudes
 from geoseg.data.pictures import read_profile
 from geoseg.data.profiles import SUFFIXES, listed, natural
+from geoseg.data.segy import SUFFIXES as SEGY
 from geoseg.data.segy import SegyFile
 from geoseg.manifest import SAVED, clear_parts, earlier, put, save
 from geoseg.metrics.uncertainty import entropy
@@ -50,12 +51,14 @@ class Section:
         file: name of the file it comes from.
         shape: H and W.
         read: gives it as uint8 [H, W] or [H, W, 3], and which of its columns hold no trace, bool [W].
+        volume: the SEG-Y file it is a section of.
     """
 
     name: str
     file: str
     shape: tuple[int, int]
     read: Callable[[], tuple[np.ndarray, np.ndarray]]
+    volume: SegyFile | None = None
 
 
 def label_maps(
@@ -80,6 +83,7 @@ def label_maps(
     seed: int | None = None,
     probs: bool = False,
     uncertainty: bool = False,
+    segy: bool = False,
     accelerator: str | None = None,
     progress: bool = True,
     trust: Sequence[str] = (),
@@ -113,6 +117,7 @@ def label_maps(
         seed: of what is drawn at random; None takes the run's.
         probs: write class probabilities too.
         uncertainty: write uncertainties too: the method's own, or where it has none the entropy of its probabilities.
+        segy: write what was found in SEG-Y files as SEG-Y too, see ``_as_segy``.
         accelerator: see ``geoseg.predict.load``, as for ``trust`` and ``moved``.
         progress: show a progress bar.
         trust: as above.
@@ -151,6 +156,8 @@ def label_maps(
         raise ValueError(
             f"every={every} takes every n-th section of a SEG-Y volume, and {input} is none; leave it away"
         )
+    if segy and not volumes:
+        raise ValueError(f"segy=true writes answers on SEG-Y files as SEG-Y, and {input} is none; leave it away")
     with bars.display(progress):
         inputs, sections = _opened(files, geometry, rule, every, deep)
         asked = {
@@ -170,7 +177,7 @@ def label_maps(
             manifest = earlier(place, asked, SCHEMA, "output", "label maps")
             if manifest is not None and manifest["status"] == "done" and not _left(place, manifest, sections):
                 log.info("%s: all %d label maps are there already", place, len(sections))
-                return manifest
+                return _as_segy(sections, manifest, place) if segy else manifest
             if volumes:
                 log.info("amplitudes become greys by %s: %s", why, ", ".join(f"{k}={v}" for k, v in vars(rule).items()))
             method = load(folder, trust=trust, moved=moved, accelerator=accelerator)
@@ -184,7 +191,7 @@ def label_maps(
             }
             size = batch or int(record["config"]["data"].get("batch_size", 1))
             _work(method, sections, manifest, place, size, seed)
-    return manifest
+            return _as_segy(sections, manifest, place) if segy else manifest
 
 
 def _work(
@@ -269,6 +276,38 @@ def _written(
     } | ({"uncertainty": "entropy" if found.uncertainty is None else "its own"} if wanted["uncertainty"] else {})
 
 
+def _as_segy(sections: Sequence[Section], manifest: dict[str, Any], place: Path) -> dict[str, Any]:
+    """Writes what was found in SEG-Y files to ``segy/``, one file for every kind of answer that was asked for.
+
+    A file has the traces that were labelled, with their own headers, so that programs for interpretation place them
+    where the amplitudes lie. Class indices are written as numbers, 255 where there is no answer; of probabilities the
+    greatest.
+    """
+    kinds: dict[str, Callable[[str], np.ndarray]] = {"labels": lambda name: _indices(place / "labels" / f"{name}.png")}
+    if manifest["asked"]["probs"]:
+        kinds["probability"] = lambda name: np.load(place / "probs" / f"{name}.npy").max(0)
+    if manifest["asked"]["uncertainty"]:
+        kinds["uncertainty"] = lambda name: np.load(place / "uncertainty" / f"{name}.npy")
+    volumes = {one.file: one.volume for one in sections if one.volume is not None}
+    bars.expect("SEG-Y files", len(volumes) * len(kinds), "file")
+    written = []
+    for file, volume in volumes.items():
+        names = [one.name for one in sections if one.volume is volume]
+        for kind, values in kinds.items():
+            target = place / "segy" / f"{Path(file).stem}_{kind}.sgy"
+            put(target, partial(volume.write, names=names, values=values))
+            written.append(target.relative_to(place).as_posix())
+            bars.advance("SEG-Y files")
+    manifest["segy"] = written
+    save(place, manifest)
+    return manifest
+
+
+def _indices(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
 def _grey(values: Tensor, path: Path) -> None:
     """Values [H, W] as a grey picture, black 0 and white 1 or more."""
     Image.fromarray((255 * values.clamp(0, 1)).round().to(torch.uint8).numpy()).save(path)
@@ -311,7 +350,7 @@ def _rule(source: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Amplitud
 
 
 def _is_segy(path: Path) -> bool:
-    return path.suffix.lower() in segy.SUFFIXES
+    return path.suffix.lower() in SEGY
 
 
 def _files(place: Path) -> list[Path]:
@@ -320,7 +359,7 @@ def _files(place: Path) -> list[Path]:
     Raises:
         ValueError: there are none, or two share a name.
     """
-    kinds = (*SUFFIXES, *segy.SUFFIXES)
+    kinds = (*SUFFIXES, *SEGY)
     if place.is_file():
         if place.suffix.lower() not in kinds:
             raise ValueError(f"input={place}: a picture ({', '.join(SUFFIXES)}) or SEG-Y file (.sgy, .segy) is wanted")
@@ -421,7 +460,7 @@ def _of_volume(file: SegyFile, rule: Amplitudes, every: int, entry: dict[str, An
 
         return read
 
-    return [Section(name, file.path.name, file.shape(name), reader(name)) for name in file.names[::every]]
+    return [Section(name, file.path.name, file.shape(name), reader(name), file) for name in file.names[::every]]
 
 
 def _digest(path: Path, shown: bool) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import segyio
 import torch
 from PIL import Image
 
@@ -164,6 +165,38 @@ def test_it_goes_on_where_it_was_stopped(
     survey.write_bytes(survey.read_bytes()[:-4] + floats(9.0))
     assert predict(*words) == 2
     assert "made otherwise: inputs was" in capsys.readouterr().err
+
+
+def test_answers_as_segy(predict: Callable[..., int], survey: Path, tmp_path: Path, capsys: Any) -> None:
+    asked = [f"input={survey}", "output=out", "every=2", "probs=true", "uncertainty=true"]
+    assert predict(*asked) == 0
+    out, before = tmp_path / "out", (tmp_path / "out/labels/survey_inline_1.png").stat().st_mtime_ns
+    assert not (out / "segy").exists()
+    assert predict(*asked, "segy=true") == 0  # of a finished folder
+    assert (out / "labels/survey_inline_1.png").stat().st_mtime_ns == before
+    kinds = ["labels", "probability", "uncertainty"]
+    assert manifest_of(out)["segy"] == [f"segy/survey_{kind}.sgy" for kind in kinds]
+    # every byte by hand: traces of 240 and 12 * 4 bytes behind 3600; inline 3 lacks its second trace, the 18th of all
+    there = survey.read_bytes()
+    numbers = [*range(8), *range(16, 23), *range(31, 39)]
+    for kind in kinds:
+        found = (out / f"segy/survey_{kind}.sgy").read_bytes()
+        assert found[:3600] == there[:3600] and len(found) == 3600 + len(numbers) * 288
+        columns = []
+        for i, number in enumerate(numbers):
+            assert found[3600 + i * 288 :][:240] == there[3600 + number * 288 :][:240]
+            columns.append(np.frombuffer(found[3600 + i * 288 + 240 :][:48], ">f4"))
+        whole = {"labels": lambda name: label(out / f"labels/{name}.png"),
+                 "probability": lambda name: np.load(out / f"probs/{name}.npy").max(0),
+                 "uncertainty": lambda name: np.load(out / f"uncertainty/{name}.npy")}[kind]  # fmt: skip
+        wanted = [whole(f"survey_inline_{i}") for i in (1, 3, 5)]
+        wanted[1] = np.delete(wanted[1], 1, axis=1)
+        np.testing.assert_array_equal(np.stack(columns, 1), np.concatenate(wanted, 1))
+    with segyio.open(out / "segy/survey_labels.sgy", strict=False) as file:
+        assert file.attributes(segyio.TraceField.INLINE_3D)[:].tolist() == [1] * 8 + [3] * 7 + [5] * 8
+    Image.new("L", (16, 16)).save(tmp_path / "line.png")
+    assert predict("input=line.png", "output=other", "segy=true") == 2
+    assert "segy=true writes answers on SEG-Y files as SEG-Y, and line.png is none" in capsys.readouterr().err
 
 
 def test_a_folder_of_pictures_in_tiles(

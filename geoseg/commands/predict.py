@@ -13,6 +13,7 @@ trace), overlays/NAME.png and manifest.json, which says "unfinished" until all i
 an interrupted one stopped; a folder that holds something else is refused.
 
   probs=true uncertainty=true   both as numbers (.npy) and as a grey picture, black 0 and white 1
+  segy=true                     answers on SEG-Y files as SEG-Y too, with the headers of the labelled traces
   every=10                      every tenth section of a SEG-Y volume
   direction=crossline           its crosslines in place of its inlines
   points=[[111,875],[133,892]]  one line through these corners, [inline,crossline]

@@ -1,10 +1,10 @@
-"""SEG-Y files as sections: lines and volumes of recorded amplitudes, read one section at a time."""
+"""SEG-Y files as sections: lines and volumes of recorded amplitudes, read and written one section at a time."""
 
 from __future__ import annotations
 
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,9 @@ FORMATS = {
 """Sample formats by their code in bytes 3225-3226."""
 
 DIRECTIONS = ("inline", "crossline")
+HEADER = 240
+"""Bytes of a trace header."""
+
 ORDERS = {"big": ">", "little": "<"}
 
 EMPTIEST = 20
@@ -90,6 +93,7 @@ class SegyFile:
         code = _format(path, endian)
         with self._opened() as file:
             self.height, self._traces = len(file.samples), int(file.tracecount)
+            self._width = self.height * file.dtype.itemsize  # bytes of a trace's samples
             numbers = None
             if not ignore_geometry:
                 numbers = [_header(file, path, byte) for byte in (inline_byte, crossline_byte)]
@@ -153,6 +157,33 @@ class SegyFile:
         section[~np.isfinite(section)] = np.nan
         section[((section == 0) | np.isnan(section)).all(axis=1)] = np.nan
         return np.ascontiguousarray(section.T)
+
+    def write(self, path: Path, names: Sequence[str], values: Callable[[str], np.ndarray]) -> None:
+        """Writes numbers of sections as SEG-Y, with this file's headers, so that they lie where its amplitudes do.
+
+        All headers are copied byte by byte, those of the traces too; only the sample format becomes 5, IEEE float.
+        Places without a trace are left out.
+
+        Args:
+            path: of the new file.
+            names: of the sections whose traces are written, one after the other.
+            values: gives the numbers of a section [H, W] by its name.
+        """
+        sign, (code,) = ORDERS[self._endian], (code for code, word in FORMATS.items() if word == "IEEE float")
+        with self.path.open("rb") as file:
+            head = bytearray(file.read(self.path.stat().st_size - self._traces * (HEADER + self._width)))
+        head[3224:3226] = struct.pack(f"{sign}h", code)
+        source = np.dtype([("header", f"V{HEADER}"), ("samples", f"V{self._width}")])
+        traces = np.memmap(self.path, source, "r", offset=len(head), shape=(self._traces,))
+        target = np.dtype([("header", f"V{HEADER}"), ("samples", f"{sign}f4", (self.height,))])
+        with path.open("wb") as file:
+            file.write(head)
+            for name in names:
+                places = self._sections[name]
+                written = np.empty(int((places >= 0).sum()), target)
+                written["header"] = traces["header"][places[places >= 0]]
+                written["samples"] = values(name)[:, places >= 0].T
+                file.write(written.tobytes())
 
     def measured_on(self) -> tuple[list[str], int]:
         """Sections that a scale is measured on, spread evenly over the file, and which of their traces: every n-th."""

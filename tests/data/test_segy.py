@@ -103,6 +103,25 @@ def test_other_bytes_and_the_other_order_of_bytes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(file.read("little_inline_2"), [[2, 2], [3, 4]])
 
 
+@pytest.mark.parametrize(("code", "width"), [(1, 4), (3, 2), (8, 1), (6, 8)])
+@pytest.mark.parametrize("order", [">", "<"])
+def test_numbers_are_written_with_the_headers_of_the_file(code: int, width: int, order: str, tmp_path: Path) -> None:
+    places = [(1, 1), (1, 2), (2, 2)]
+    path = write_segy(tmp_path / "in.sgy", [(i, x, bytes(2 * width)) for i, x in places], 2, code, order)
+    long = bytearray(path.read_bytes())
+    long[3504:3506], long[3600:3600] = struct.pack(f"{order}h", 1), b"a" * 3200  # a further header of text
+    path.write_bytes(long)
+    file = SegyFile(path, direction="crossline", endian={">": "big", "<": "little"}[order])
+    assert file.names == ["in_crossline_1", "in_crossline_2"]
+    answers = {"in_crossline_1": np.array([[3, 9], [255, 9]]), "in_crossline_2": np.array([[0.5, 1], [2, 3]])}
+    file.write(tmp_path / "out.sgy", file.names, answers.__getitem__)
+    written = (tmp_path / "out.sgy").read_bytes()
+    head = bytes(long[:3224]) + struct.pack(f"{order}h", 5) + bytes(long[3226:6800])
+    headers = [bytes(long[6800 + i * (240 + 2 * width) :][:240]) for i in range(3)]
+    values = [floats(3, 255, order=order), floats(0.5, 2, order=order), floats(1, 3, order=order)]
+    assert written == head + b"".join(header + value for header, value in zip(headers, values, strict=True))
+
+
 def test_missing_and_empty_traces_are_dead(tmp_path: Path) -> None:
     path = volume(tmp_path / "gaps.sgy", left_out=[(12, 6), (12, 8), (10, 7)])
     file = SegyFile(path)
