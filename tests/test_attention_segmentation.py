@@ -17,7 +17,13 @@ from geoseg.cli import main
 from geoseg.data.synthetic import SyntheticScenes
 from geoseg.metrics.regions import RegionScore
 
-OTHERS = ["kmeans_attention_constant", "kmeans_attention_told", "kmeans_pixels", "kmeans_pixels_told"]
+OTHERS = [
+    "kmeans_attention_constant",
+    "kmeans_attention_told",
+    "kmeans_pixels",
+    "kmeans_pixels_told",
+    "kmeans_places",
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,7 @@ def truth() -> torch.Tensor:
 
 
 def test_records_hold_what_regions_are_worth(finished: SimpleNamespace) -> None:
-    titles = {"attention segmentation", "K-Means-C", "K-Means-S", "K-means on pixels"}
+    titles = {"attention segmentation", "K-Means-C", "K-Means-S", "K-means on pixels", "K-means on places"}
     assert {*titles, "K-means on pixels, told the number"} == finished.records.keys()
     for record in finished.records.values():
         scores = {name: value for name, value in record["scores"].items() if name.startswith("test/regions/")}

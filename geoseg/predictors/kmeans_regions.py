@@ -1,4 +1,4 @@
-"""K-means on features or on bare pixels, picture by picture: what attention segmentation has to beat."""
+"""K-means on features, on bare pixels or on places, picture by picture: what attention segmentation has to beat."""
 
 from __future__ import annotations
 
@@ -34,6 +34,30 @@ class PixelFeatures(nn.Module):
     def forward(self, image: Tensor) -> Iterable[Tensor]:
         """float [H, W, C] for every picture of a batch [B, C, H, W]."""
         return image.float().permute(0, 2, 3, 1)
+
+
+class PlaceFeatures(nn.Module):
+    """Where a pixel lies and nothing else, in the form of ``AttentionMaps``: how far nearness alone carries.
+
+    Args:
+        model: not used; there is none.
+        axes: which of row, 0, and column, 1; [0] is depth alone, which divides a picture into level layers.
+
+    Raises:
+        ValueError: other axes.
+    """
+
+    def __init__(self, model: None = None, axes: Sequence[int] = (0, 1)) -> None:
+        super().__init__()
+        if sorted(axes) not in ([0], [1], [0, 1]):
+            raise ValueError(f"axes={list(axes)}: 0 (row), 1 (column) or both are wanted")
+        self.axes = list(axes)
+
+    def forward(self, image: Tensor) -> Iterable[Tensor]:
+        """float [H, W, axes], in pixels, for every picture of a batch [B, C, H, W]."""
+        rows, columns = (torch.arange(n, device=image.device, dtype=torch.float32) for n in image.shape[2:])
+        places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)[..., self.axes]
+        return places.expand(len(image), -1, -1, -1)
 
 
 class KMeansRegions(nn.Module):

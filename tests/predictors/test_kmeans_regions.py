@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geoseg.predictors.kmeans_regions import KMeansRegions, PixelFeatures
+from geoseg.predictors.kmeans_regions import KMeansRegions, PixelFeatures, PlaceFeatures
 from geoseg.randomness import stream
 from geoseg.types import Told
 
@@ -60,6 +60,19 @@ def test_an_image_gives_the_same_in_any_batch() -> None:
     together = pixels(4).predict(images, generators(3)).labels
     alone = [pixels(4).predict(images[i : i + 1], generators(3)[i : i + 1]).labels[0] for i in range(3)]
     assert torch.equal(together, torch.stack(alone))
+
+
+def test_places_know_nothing_of_the_picture() -> None:
+    image = torch.rand(2, 3, 6, 12, generator=torch.Generator().manual_seed(0))
+    places = PlaceFeatures()(image)
+    assert [one[4, 7].tolist() for one in places] == [[4, 7]] * 2
+    found = KMeansRegions(3, PlaceFeatures, 2).predict(image, [stream(0, "test", 0) for _ in range(2)]).regions
+    assert found is not None and torch.equal(found[0], found[1])
+    assert (found[0] == found[0, 0]).all() and found[0, 0].bincount().tolist() == [6, 6]  # halves of the longer side
+    depths = KMeansRegions(3, lambda model: PlaceFeatures(model, axes=[0]), 2).predict(image, generators(2)).regions
+    assert depths is not None and (depths == depths[..., :1]).all() and len(depths.unique()) == 2
+    with pytest.raises(ValueError, match=r"axes=\[2\]: 0 \(row\), 1 \(column\) or both"):
+        PlaceFeatures(axes=[2])
 
 
 @pytest.mark.parametrize("options", [{"clusters": 0}, {"starts": 0}])
