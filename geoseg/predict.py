@@ -145,6 +145,7 @@ class LoadedMethod:
             stages={stage: _here(picture) for stage, picture in found.stages.items()},
             members=None if found.members is None else _here(found.members),
             facts={fact: _here(values) for fact, values in found.facts.items()},
+            regions=None if found.regions is None else _here(found.regions),
         )
 
     def features(self, array: np.ndarray | Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import geoseg
 from geoseg.cli import main
 from geoseg.data.synthetic import SyntheticScenes
 from geoseg.metrics.regions import RegionScore
@@ -83,6 +84,14 @@ def test_few_regions_are_the_label_maps_on_disk(finished: SimpleNamespace) -> No
     score.update(found, truth())
     expected = {f"test/regions/{name}": float(value) for name, value in score.compute().items()}
     assert expected == {name: record["scores"][name] for name in expected}
+
+
+def test_regions_from_python_are_those_of_the_label_maps(finished: SimpleNamespace) -> None:
+    folder = finished.records["attention segmentation"]["folder"]
+    source = SyntheticScenes("flat", 3, size=32, test=5)
+    found = geoseg.load(folder).predict(source.read("test_0000").image, "test_0000")
+    assert found.regions is not None
+    assert torch.equal(found.regions.clamp(max=found.probs.shape[1] - 1), found.labels)
 
 
 def test_the_table_of_regions(finished: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
