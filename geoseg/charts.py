@@ -181,8 +181,11 @@ def draw_ablation(ablation: Ablation, stem: Path) -> list[Path]:
                 if value in line.points.get(name, {})
             }
             if points:
-                _draw_line(axis, points, **_style(line.owner, line.stage or last.get(line.owner, ""), owners, stages))
-        if name in LOSSES:
+                style = _style(line.owner, line.stage or last.get(line.owner, ""), owners, stages)
+                _draw_line(axis, points, fill=min(0.15, 0.6 / len(lines)), **style)
+        if name not in LOSSES:  # a band over three runs is wide, and would press the lines together
+            _limit(axis, [v for line in lines for values in line.points.get(name, {}).values() for v in values])
+        else:
             means = [fmean(v) for line in lines for v in line.points.get(name, {}).values()]
             if _far_apart(means):
                 _logarithmic(axis)
@@ -196,7 +199,7 @@ def draw_ablation(ablation: Ablation, stem: Path) -> list[Path]:
         for owner in owners
         for stage in ([stage for stage in stages if (owner, stage) in drawn] or [""])
     ]
-    note = "lines: means over runs; points: single runs; band: Student's 95 % interval from three runs on"
+    note = "lines: means over runs; points: single runs; band, cut off by the panel: Student's 95 % interval"
     if any(set(line.points) <= set(LOSSES) for line in lines):
         note += "; losses: one line per method, as its last stage"
     if fewer:
@@ -521,15 +524,23 @@ def _far_apart(values: Any) -> bool:
 
 
 def _style(owner: str, stage: str, owners: Sequence[str], stages: Sequence[str]) -> dict[str, Any]:
-    """Colour by method, marker and dashes by stage; where colours begin anew, the markers are others."""
+    """Colour by method, marker and dashes by stage; where colours begin anew, the markers are others, and hollow."""
     round_, colour = divmod(owners.index(owner), len(COLOURS))
     at = stages.index(stage) + 1 if stage else 0
     marker = MARKERS[(at + round_ * 4 + (0 if stages else colour)) % len(MARKERS)]
     dash = DASHES[(len(stages) - at) % len(DASHES)] if stage else "-"  # the last stage is the answer, drawn through
-    return {"color": COLOURS[colour], "marker": marker, "ls": dash, "ms": 5, "lw": 1.4}
+    fill = "white" if round_ % 2 else COLOURS[colour]
+    return {"color": COLOURS[colour], "marker": marker, "mfc": fill, "ls": dash, "ms": 5, "lw": 1.4}
 
 
-def _draw_line(axis: Axes, points: Mapping[float, Sequence[float]], **style: Any) -> None:
+def _limit(axis: Axes, values: Sequence[float]) -> None:
+    """Gives an axis the range of what was measured."""
+    if values:
+        room = 0.06 * (max(values) - min(values)) or 0.01
+        axis.set_ylim(min(values) - room, max(values) + room)
+
+
+def _draw_line(axis: Axes, points: Mapping[float, Sequence[float]], fill: float = 0.15, **style: Any) -> None:
     x = sorted(points)
     axis.plot(x, [fmean(points[place]) for place in x], **style, zorder=3)
     for place in x:
@@ -538,10 +549,10 @@ def _draw_line(axis: Axes, points: Mapping[float, Sequence[float]], **style: Any
             axis.plot([place] * len(points[place]), points[place], **alone)
     ends = [student_interval(points[place]) or (np.nan, np.nan) for place in x]
     low, high = zip(*ends, strict=True)
-    axis.fill_between(x, low, high, color=style["color"], alpha=0.15, lw=0)
+    axis.fill_between(x, low, high, color=style["color"], alpha=fill, lw=0)
     for i, end in enumerate(ends):
         if not np.isnan(end[0]) and _is_alone(ends, i):  # a band needs two neighbours
-            axis.plot([x[i]] * 2, end, color=style["color"], alpha=0.4, lw=2)
+            axis.plot([x[i]] * 2, end, color=style["color"], alpha=0.4, lw=2, zorder=1)
 
 
 def _is_alone(ends: Sequence[tuple[float, float]], i: int) -> bool:

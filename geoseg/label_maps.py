@@ -50,7 +50,7 @@ class Section:
         name: of the files that are written, and key of its randomness.
         file: name of the file it comes from.
         shape: H and W.
-        read: gives it as uint8 [H, W] or [H, W, 3], and which of its columns hold no trace, bool [W].
+        read: gives it as uint8 [H, W] or [H, W, 3], and where it holds no sample, bool [H, W].
         volume: the SEG-Y file it is a section of.
     """
 
@@ -129,8 +129,13 @@ def label_maps(
     Raises:
         ValueError: an argument or a file cannot be used, or ``output`` holds something else.
     """
-    if every < 1 or (batch is not None and batch < 1):
-        raise ValueError(f"every={every}, batch={batch}: whole numbers from 1 on are wanted")
+    for word, number in (("every", every), ("batch", batch)):
+        if number is not None and number < 1:
+            raise ValueError(f"{word}={number}: a whole number from 1 on is wanted")
+    if every > 1 and (points is not None or ignore_geometry):
+        raise ValueError(
+            f"every={every} takes sections of a volume, and points or ignore_geometry leave one line; leave it away"
+        )
     place = Path(output).expanduser()
     folder, record = find_run(run, runs)
     if record["data"].get("per_image"):
@@ -144,7 +149,7 @@ def label_maps(
     deep = grey_range if grey_range is not None else source.get("grey_range")
     geometry: dict[str, Any] = {
         "direction": direction,
-        "points": None if points is None else [list(point) for point in points],
+        "points": points,
         "inline_byte": inline_byte,
         "crossline_byte": crossline_byte,
         "endian": endian,
@@ -177,7 +182,9 @@ def label_maps(
             manifest = earlier(place, asked, SCHEMA, "output", "label maps")
             if manifest is not None and manifest["status"] == "done" and not _left(place, manifest, sections):
                 log.info("%s: all %d label maps are there already", place, len(sections))
-                return _as_segy(sections, manifest, place) if segy else manifest
+                if segy or not all((place / file).is_file() for file in manifest.get("segy", ())):
+                    _as_segy(sections, manifest, place)
+                return manifest
             if volumes:
                 log.info("amplitudes become greys by %s: %s", why, ", ".join(f"{k}={v}" for k, v in vars(rule).items()))
             method = load(folder, trust=trust, moved=moved, accelerator=accelerator)
@@ -191,7 +198,9 @@ def label_maps(
             }
             size = batch or int(record["config"]["data"].get("batch_size", 1))
             _work(method, sections, manifest, place, size, seed)
-            return _as_segy(sections, manifest, place) if segy else manifest
+            if segy:
+                _as_segy(sections, manifest, place)
+    return manifest
 
 
 def _work(
@@ -214,13 +223,13 @@ def _work(
         for group in _batches(left, size):
             begun = time.perf_counter()
             read = [one.read() for one in group]
-            colour = any(image.ndim == 3 for image, _ in read)  # a batch has as many channels as its richest picture
-            images = [np.repeat(image[..., None], 3, 2) if colour and image.ndim == 2 else image for image, _ in read]
+            channels = 3 if any(image.ndim == 3 for image, _ in read) else 1  # as many as the richest of a batch has
+            images = [image if image.ndim == 3 else np.repeat(image[..., None], channels, 2) for image, _ in read]
             found = method.predict(np.stack(images), [one.name for one in group], seed)
             if found.probs.ndim != 4:
                 raise ValueError(f"{method.record['method']} labels whole pictures, not their pixels; it draws no map")
-            for i, (one, (image, dead)) in enumerate(zip(group, read, strict=True)):
-                done[one.name] = _written(place, one, image, dead, found, i, wanted, classes, method)
+            for i, (one, (image, empty)) in enumerate(zip(group, read, strict=True)):
+                done[one.name] = _written(place, one, image, empty, found, i, wanted, classes, method)
             for one in group:
                 done[one.name]["seconds"] = round((time.perf_counter() - begun) / len(group), 4)
             bars.advance("label maps", len(group))
@@ -238,16 +247,19 @@ def _written(
     place: Path,
     one: Section,
     image: np.ndarray,
-    dead: np.ndarray,
+    empty: np.ndarray,
     found: Prediction,
     i: int,
     wanted: Mapping[str, Any],
     classes: Mapping[str, str],
     method: LoadedMethod,
 ) -> dict[str, Any]:
-    """Writes all files of one section; what the manifest says of it."""
-    labels = found.labels[i].to(torch.uint8)
-    labels[:, torch.from_numpy(dead)] = IGNORE
+    """Writes all files of one section; what the manifest says of it.
+
+    Where there is no sample there is no answer: no class, probabilities of 0, and the greatest uncertainty.
+    """
+    labels, nothing = found.labels[i].to(torch.uint8), torch.from_numpy(empty)
+    labels[nothing] = IGNORE
     title = f"{one.name}: {method.record['method']}, run {method.record['run_id']}"
     files = [
         put(place / "labels" / f"{one.name}.png", lambda part: method.palette.write(labels, part)),
@@ -259,35 +271,47 @@ def _written(
     if method.palette.softness is None:  # the run's targets were shares, of which labels say which are above one half
         files.append(put(place / "mattes" / f"{one.name}.png", lambda part: _grey(found.values[i].float(), part)))
     if wanted["probs"]:
-        probs = found.probs[i].float()
+        probs = found.probs[i].float().masked_fill(nothing, 0)
         files.append(put(place / "probs" / f"{one.name}.npy", lambda part: np.save(part, probs.numpy())))
         files.append(put(place / "probs" / f"{one.name}.png", lambda part: _grey(probs.amax(0), part)))
     if wanted["uncertainty"]:
-        values = (entropy(found.probs) if found.uncertainty is None else found.uncertainty)[i].float()
+        values = (
+            (entropy(found.probs) if found.uncertainty is None else found.uncertainty)[i]
+            .float()
+            .masked_fill(nothing, 1)
+        )
         files.append(put(place / "uncertainty" / f"{one.name}.npy", lambda part: np.save(part, values.numpy())))
         files.append(put(place / "uncertainty" / f"{one.name}.png", lambda part: _grey(values, part)))
     counts = np.bincount(labels.numpy().ravel(), minlength=256)[: len(classes)]
+    dead = empty.all(axis=0)
+    damaged = int(empty[:, ~dead].sum())
+    if damaged:
+        log.warning("%s: %d samples are no numbers; their labels are 255 (unknown)", one.name, damaged)
     return {
         "input": one.file,
         "size": list(one.shape),
         "dead_traces": int(dead.sum()),
+        "damaged_samples": damaged,
         "shares": dict(zip(classes, (counts / max(1, counts.sum())).round(6).tolist(), strict=True)),
         "files": [path.relative_to(place).as_posix() for path in files],
     } | ({"uncertainty": "entropy" if found.uncertainty is None else "its own"} if wanted["uncertainty"] else {})
 
 
-def _as_segy(sections: Sequence[Section], manifest: dict[str, Any], place: Path) -> dict[str, Any]:
+def _as_segy(sections: Sequence[Section], manifest: dict[str, Any], place: Path) -> None:
     """Writes what was found in SEG-Y files to ``segy/``, one file for every kind of answer that was asked for.
 
     A file has the traces that were labelled, with their own headers, so that programs for interpretation place them
     where the amplitudes lie. Class indices are written as numbers, 255 where there is no answer; of probabilities the
     greatest.
+
+    Raises:
+        ValueError: a file of an earlier call cannot be read any more.
     """
-    kinds: dict[str, Callable[[str], np.ndarray]] = {"labels": lambda name: _indices(place / "labels" / f"{name}.png")}
+    kinds: dict[str, Callable[[str], np.ndarray]] = {"labels": lambda name: _read(place / "labels" / f"{name}.png")}
     if manifest["asked"]["probs"]:
-        kinds["probability"] = lambda name: np.load(place / "probs" / f"{name}.npy").max(0)
+        kinds["probability"] = lambda name: _read(place / "probs" / f"{name}.npy").max(0)
     if manifest["asked"]["uncertainty"]:
-        kinds["uncertainty"] = lambda name: np.load(place / "uncertainty" / f"{name}.npy")
+        kinds["uncertainty"] = lambda name: _read(place / "uncertainty" / f"{name}.npy")
     volumes = {one.file: one.volume for one in sections if one.volume is not None}
     bars.expect("SEG-Y files", len(volumes) * len(kinds), "file")
     written = []
@@ -300,12 +324,16 @@ def _as_segy(sections: Sequence[Section], manifest: dict[str, Any], place: Path)
             bars.advance("SEG-Y files")
     manifest["segy"] = written
     save(place, manifest)
-    return manifest
 
 
-def _indices(path: Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture)
+def _read(path: Path) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            return np.asarray(np.load(path))
+        with Image.open(path) as picture:
+            return np.asarray(picture)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and the same command makes it again") from None
 
 
 def _grey(values: Tensor, path: Path) -> None:
@@ -402,7 +430,9 @@ def _opened(
             if _is_segy(path):
                 file = SegyFile(path, **geometry)
                 entry["segy"] = file.facts
-                sections += _of_volume(file, rule, every, entry)
+                # a line through a volume is drawn as its inlines are
+                whole = file if geometry["points"] is None else SegyFile(path, **{**geometry, "points": None})
+                sections += _of_volume(file, whole, rule, every, entry)
             else:
                 height, width = read_profile(path, deep).shape[:2]
                 sections.append(Section(path.stem, path.name, (height, width), _reader(path, deep)))
@@ -420,22 +450,22 @@ def _opened(
 def _reader(path: Path, deep: Sequence[float] | None) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
     def read() -> tuple[np.ndarray, np.ndarray]:
         image = read_profile(path, deep)
-        return image, np.zeros(image.shape[1], bool)
+        return image, np.zeros(image.shape[:2], bool)
 
     return read
 
 
-def _of_volume(file: SegyFile, rule: Amplitudes, every: int, entry: dict[str, Any]) -> list[Section]:
-    """Sections of a SEG-Y file, whose scale is measured once for all of them."""
+def _of_volume(file: SegyFile, whole: SegyFile, rule: Amplitudes, every: int, entry: dict[str, Any]) -> list[Section]:
+    """Sections of a SEG-Y file, whose scale is measured once for all of them, on all sections of ``whole``."""
     limit: float | None = None
     if rule.measured:
-        names, nth = file.measured_on()
+        names, nth = whole.measured_on()
         try:
-            limit = rule.limit(file.read(name, nth) for name in names)
+            limit = rule.limit(whole.read(name, nth) for name in names)
         except ValueError as error:
             raise ValueError(f"{file.path.name}: {error}") from None
         traces = "" if nth == 1 else f", one trace of {nth}"
-        entry["amplitude"] = {"white": limit, "measured_on": f"{len(names)} of {len(file.names)} sections{traces}"}
+        entry["amplitude"] = {"white": limit, "measured_on": f"{len(names)} of {len(whole.names)} sections{traces}"}
         log.info(
             "%s: amplitudes beyond %g are drawn black and white, %g per cent of them (%s)",
             file.path.name,
@@ -453,10 +483,10 @@ def _of_volume(file: SegyFile, rule: Amplitudes, every: int, entry: dict[str, An
     def reader(name: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
         def read() -> tuple[np.ndarray, np.ndarray]:
             amplitudes = file.read(name)
-            dead = np.isnan(amplitudes).all(axis=0)
-            if dead.all():  # nothing to measure a scale on
-                return np.full(amplitudes.shape, 128, np.uint8), dead
-            return rule.greys(amplitudes, limit), dead
+            empty = np.isnan(amplitudes)
+            if empty.all():  # nothing to measure a scale on
+                return np.full(amplitudes.shape, 128, np.uint8), empty
+            return rule.greys(amplitudes, limit), empty
 
         return read
 

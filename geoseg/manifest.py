@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,23 @@ def earlier(place: Path, asked: Mapping[str, Any], schema: int, option: str, wha
     if manifest.get("schema", 0) > schema:
         raise ValueError(f"{path} has schema {manifest['schema']}, this geoseg reads up to {schema}; update geoseg")
     before = manifest.get("asked", {})
-    differ = [f"{key} was {_short(before.get(key))}, is {_short(asked[key])}" for key in asked
-              if before.get(key) != asked[key]]  # fmt: skip
+    differ = list(_differing(before, asked))
     if differ:
         raise ValueError(
             f"{option}={place} holds {what} that were made otherwise: {'; '.join(differ)}. Name a new folder, or "
             "delete this one"
         )
     return manifest
+
+
+def _differing(before: Mapping[str, Any], asked: Mapping[str, Any]) -> Iterator[str]:
+    """What is not as it was, in words; of groups of settings those within them."""
+    for key, now in asked.items():
+        then = before.get(key)
+        if isinstance(then, dict) and isinstance(now, dict) and then.keys() == now.keys():
+            yield from (f"{key}.{difference}" for difference in _differing(then, now))
+        elif then != now:
+            yield f"{key} was {_short(then)}, is {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -153,11 +153,12 @@ def _difference(runs: Sequence[Member], others: Sequence[Member], confidence: fl
 
 NOTE = (
     "Ranked by matched mean IoU of all pixels together, the mean over seeds with Student's 95 % interval over them. "
-    "Differences are taken profile by profile over the seeds that both methods have, with a bootstrap interval over "
-    "profiles; the intervals of one size hold together with 95 % (Bonferroni). The best is called the best by the same "
-    "profiles, which flatters it a little; a baseline that is named beforehand has no such advantage. Trials: runs by "
-    "which the settings were chosen, 1 where they were set beforehand. Minutes are those of training, prediction and "
-    "scoring of one run. Methods that learn nothing were given no image, and stand at every size with the same runs."
+    "Differences are taken profile by profile over the seeds that both methods have, and then averaged, so that they "
+    "need not be those of two rows, with a bootstrap interval over profiles; the intervals of one size hold together "
+    "with 95 % (Bonferroni). The best is called the best by the same profiles, which flatters it a little; a baseline"
+    " that is named beforehand has no such advantage. Trials: runs by which the settings were chosen, 1 where they "
+    "were set beforehand. Minutes are those of training, prediction and scoring of one run. Methods that learn "
+    "nothing were given no image, and stand at every size with the same runs."
 )
 """What the numbers of ``ranking_cells`` are."""
 

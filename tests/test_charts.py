@@ -113,6 +113,8 @@ def test_means_bands_and_single_runs_over_a_setting(tmp_path: Path, drawn: list[
     for x in (1, 8):  # two runs have no interval, so that the bands beside them are bars
         wanted = stats.ttest_1samp(points[IOU][x], 0).confidence_interval()
         assert bars[x] == pytest.approx([wanted.low, wanted.high])
+    low, high = axis.get_ylim()  # of what was measured, not of an interval over three runs
+    assert 0 < low < 0.1 and 0.7 < high < 0.8 and wanted.high > high
     note = drawn[0].legends[0].get_title().get_text().replace("\n", " ")
     assert "without this setting: U-Net; not all values were scored on the same profiles" in note
 

@@ -94,10 +94,11 @@ def test_a_volume(
         wanted[:, dead] = 255
         assert np.array_equal(label(out / "labels" / f"{name}.png"), wanted)
         # another batch size rounds otherwise
-        np.testing.assert_allclose(np.load(out / "probs" / f"{name}.npy"), found.probs[0].numpy(), atol=1e-5)
-        unsure = np.load(out / "uncertainty" / f"{name}.npy")
-        probs = found.probs[0].numpy().astype(np.float64)
-        np.testing.assert_allclose(unsure, -(probs * np.log(probs + 1e-300)).sum(0) / np.log(6), atol=1e-5)
+        # and where there is no trace there is no answer
+        probs = np.where(dead, 0, found.probs[0].numpy().astype(np.float64))
+        np.testing.assert_allclose(np.load(out / "probs" / f"{name}.npy"), probs, atol=1e-5)
+        unsure = np.where(dead, 1, -(probs * np.log(probs + 1e-300)).sum(0) / np.log(6))
+        np.testing.assert_allclose(np.load(out / "uncertainty" / f"{name}.npy"), unsure, atol=1e-5)
         said = manifest["sections"][name]
         assert said["dead_traces"] == int(dead.sum()) == (name == "survey_inline_3")
         counts = np.bincount(wanted[wanted != 255], minlength=6)
@@ -159,12 +160,16 @@ def test_it_goes_on_where_it_was_stopped(
     assert len(list(out.rglob("*.png"))) == 16 and list(out.rglob(".*")) == [out / ".lock"]
     del seen[:]
     assert predict(*words) == 0 and seen == []  # nothing is left
-    for other, said in (("every=2", "segy was"), ("clip=90", "amplitudes was"), ("probs=true", "probs was false")):
+    for other, said in (
+        ("every=2", "segy.every was"),
+        ("clip=90", "amplitudes.clip was"),
+        ("probs=true", "probs was false"),
+    ):
         assert predict(*words, other) == 2
         assert f"made otherwise: {said}" in capsys.readouterr().err
     survey.write_bytes(survey.read_bytes()[:-4] + floats(9.0))
     assert predict(*words) == 2
-    assert "made otherwise: inputs was" in capsys.readouterr().err
+    assert "made otherwise: inputs.survey.sgy was" in capsys.readouterr().err
 
 
 def test_answers_as_segy(predict: Callable[..., int], survey: Path, tmp_path: Path, capsys: Any) -> None:
@@ -194,9 +199,47 @@ def test_answers_as_segy(predict: Callable[..., int], survey: Path, tmp_path: Pa
         np.testing.assert_array_equal(np.stack(columns, 1), np.concatenate(wanted, 1))
     with segyio.open(out / "segy/survey_labels.sgy", strict=False) as file:
         assert file.attributes(segyio.TraceField.INLINE_3D)[:].tolist() == [1] * 8 + [3] * 7 + [5] * 8
+    (out / "segy/survey_labels.sgy").unlink()
+    (out / "labels/survey_inline_3.png").write_bytes(b"x")
+    capsys.readouterr()
+    assert predict(*asked) == 2  # what the manifest names is made again
+    assert "survey_inline_3.png is damaged" in (said := capsys.readouterr().err) and "delete it" in said
+    (out / "labels/survey_inline_3.png").unlink()
+    assert predict(*asked, "segy=true") == 0
+    assert "SEG-Y -> out/segy/survey_labels.sgy" in capsys.readouterr().out
     Image.new("L", (16, 16)).save(tmp_path / "line.png")
     assert predict("input=line.png", "output=other", "segy=true") == 2
     assert "segy=true writes answers on SEG-Y files as SEG-Y, and line.png is none" in capsys.readouterr().err
+
+
+def test_a_line_through_a_volume_is_drawn_as_its_inlines_are(
+    predict: Callable[..., int], survey: Path, tmp_path: Path, capsys: Any
+) -> None:
+    line = [f"input={survey}", "points=[[2,1],[2,8]]"]
+    assert predict(f"input={survey}", "output=inlines") == predict(*line, "output=line") == 0
+    found = [label(tmp_path / name) for name in ("inlines/labels/survey_inline_2.png", "line/labels/survey_line.png")]
+    assert np.array_equal(*found)
+    (entry,) = manifest_of(tmp_path / "line")["inputs"]
+    assert entry["amplitude"]["measured_on"] == "6 of 6 sections"
+    assert predict(*line, "output=other", "every=2") == 2
+    assert predict(f"input={survey}", "output=inlines", "every=2") == 2
+    said = capsys.readouterr().err
+    assert "points or ignore_geometry leave one line" in said and "made otherwise: segy.every was 1, is 2." in said
+
+
+def test_samples_that_are_no_numbers_and_three_traces_are_no_colours(
+    predict: Callable[..., int], tmp_path: Path, caplog: Any
+) -> None:
+    traces = [(1, x, floats(*([np.nan, np.inf] if x == 2 else [1, -1]), 0.5, -0.5)) for x in (1, 2, 3)]
+    path = write_segy(tmp_path / "damaged.sgy", traces, 4)
+    assert predict(f"input={path}", "output=out", "probs=true") == 0
+    assert "damaged_inline_1: 2 samples are no numbers; their labels are 255" in caplog.text
+    said = manifest_of(tmp_path / "out")["sections"]["damaged_inline_1"]
+    assert (said["damaged_samples"], said["dead_traces"]) == (2, 0)
+    unknown = np.zeros((4, 3), bool)
+    unknown[:2, 1] = True
+    assert np.array_equal(label(tmp_path / "out/labels/damaged_inline_1.png") == 255, unknown)
+    assert np.array_equal(np.load(tmp_path / "out/probs/damaged_inline_1.npy").sum(0) == 0, unknown)
 
 
 def test_a_folder_of_pictures_in_tiles(
@@ -215,7 +258,7 @@ def test_a_folder_of_pictures_in_tiles(
         LoadedMethod, "predict", lambda self, array, *rest: sizes.append(array.shape) or true(self, array, *rest)
     )
     assert predict("input=in", "output=whole", "batch=8") == 0
-    assert sizes == [(2, 50, 70), (1, 33, 20)]
+    assert sizes == [(2, 50, 70, 1), (1, 33, 20, 1)]
     assert "left out, since they are neither pictures nor SEG-Y: notes.txt" in caplog.text
     assert list(manifest_of(tmp_path / "whole")["sections"]) == ["line2", "line3", "line10"]
     assert predict("input=in", "output=tiled", "tile=16", "overlap=0.5") == 0
@@ -242,7 +285,7 @@ def test_a_folder_of_pictures_in_tiles(
         (["input=in.png", "output=out", "every=[1"], "cannot read 'every=[1': while parsing"),
         (["input=in.png", "output=out", "every"], "a setting is typed key=value"),
         (["input=in.png", "output=out", "every=2"], "every=2 takes every n-th section of a SEG-Y volume"),
-        (["input=in.png", "output=out", "every=0"], "whole numbers from 1 on"),
+        (["input=in.png", "output=out", "every=0"], "every=0: a whole number from 1 on"),
         (["input=in.png", "output=out", "tile=0"], "wanted tile >= 1"),
         (["input=nowhere", "output=out"], "there is no such file or folder"),
         (["input=.", "output=here"], "output=here holds other files (notes.txt)"),

@@ -194,7 +194,7 @@ def test_it_goes_on_where_it_was_stopped(
     for words, said in (
         (["total=8", *asked], "holds 2 pictures that total=8 would not draw"),
         (["total=10", *asked, "steps=4"], "made otherwise: steps was 3, is 4"),
-        (["total=10", *asked, "template=a {}"], 'made otherwise: prompts was {"sea": "tile sea"'),
+        (["total=10", *asked, "template=a {}"], 'made otherwise: prompts.sea was "tile sea", is "a sea"'),
         (["total=10", *asked, "seed=8"], "seed was 7, is 8"),
         (["total=10", *asked, "size=8"], "size was [16, 16], is [8, 8]"),
     ):

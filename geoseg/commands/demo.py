@@ -8,8 +8,8 @@ USAGE = """\
 geoseg demo [key=value ...]
 
 The main job on checkpoints and ground that travel with geoseg: a LoRA learns from four painted label maps, eight
-profiles are redrawn with it and refined, and everything is scored beside two controls and a U-Net. No network, no GPU;
-two to six minutes on two cores. It is short for
+profiles are redrawn with it and refined, and everything is scored beside a tuned LoRA, controls and a U-Net. No
+network, no GPU; some eight minutes on two cores. It is short for
 
   geoseg run experiment=label_lora data=synthetic checkpoints=demo trainer=auto
 

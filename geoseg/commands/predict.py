@@ -56,4 +56,6 @@ def _predict(words: list[str]) -> int:
     manifest = label_maps(**settings, moved=moved)
     count = len(manifest["sections"])
     print(f"{count} label map{'s' if count > 1 else ''} by {manifest['method']} -> {settings['output']}")
+    for file in manifest.get("segy", ()):
+        print(f"SEG-Y -> {settings['output']}/{file}")
     return 0

@@ -84,6 +84,10 @@ class SegyFile:
             raise ValueError(f"direction={direction}: inline or crossline is wanted")
         if endian not in ORDERS:
             raise ValueError(f"endian={endian}: big or little is wanted")
+        if points is not None and direction != "inline":
+            raise ValueError(
+                f"direction={direction}: points make one line, which has no direction; leave one of them away"
+            )
         if ignore_geometry and (points is not None or direction != "inline"):
             raise ValueError(
                 "ignore_geometry=true leaves one line in the order of its traces; leave direction and points away, or "
@@ -237,8 +241,11 @@ class SegyFile:
     ) -> np.ndarray:
         """Numbers of the traces nearest to a line through ``points``."""
         wanted = "two or more corners [inline,crossline] are wanted, such as points=[[111,875],[133,892]]"
-        shape = np.shape(points)
-        if len(shape) != 2 or shape[0] < 2 or shape[1] != 2 or np.asarray(points).dtype.kind != "i":
+        try:
+            numbers = np.asarray(points)
+        except ValueError:  # rows of several lengths
+            numbers = np.zeros(0)
+        if numbers.ndim != 2 or len(numbers) < 2 or numbers.shape[1] != 2 or numbers.dtype.kind != "i":
             raise ValueError(f"points={points}: {wanted}")
         corners = []
         for inline, crossline in points:

@@ -67,7 +67,8 @@ class Tiled(nn.Module):
             differ less where tiles overlap, since two draws are averaged there.
 
         Raises:
-            ValueError: not one generator per image, or the predictor does not label the pixels of its tiles.
+            ValueError: not one generator per image, or the predictor does not label the pixels of its tiles, or finds
+                regions in them, which have no names to be joined by.
         """
         count, _, height, width = image.shape
         if len(generator) != count:
@@ -89,6 +90,11 @@ class Tiled(nn.Module):
             crops = torch.stack([self._crop(image[i], *places[t]) for i, t in chunk])
             with progress.scale(1 / len(places)):
                 prediction = self.predictor.predict(crops, [seeds[i][t] for i, t in chunk])
+            if prediction.regions is not None:
+                raise ValueError(
+                    f"a method that finds regions numbers them anew in every tile, so tiles of {self.tile} pixels "
+                    "cannot be joined; leave tile away"
+                )
             blend.add(chunk, prediction)
         found = blend.result(height, width)
         if self.palette is None or found.painted is None:

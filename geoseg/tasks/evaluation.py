@@ -99,7 +99,7 @@ class Evaluation(pl.LightningModule):
             )
             raise ValueError(
                 f"the method labels {labelled}, and the data set has classes of {known}; methods that label images are "
-                "vit and vit_scratch, all others label pixels"
+                "vit, vit_lora and vit_scratch, all others label pixels"
             )
         self._times.append((time.perf_counter() - started, len(image)))
         self.seconds += self._times[-1][0]

@@ -110,7 +110,7 @@ class LabellingTask(Task):
         if per_image and not self.per_image:
             raise ValueError(
                 "the data set has one class per image, and this network gives one per pixel; methods that learn that "
-                "are vit and vit_scratch"
+                "are vit, vit_lora and vit_scratch"
             )
         if self.per_image and not per_image:
             raise ValueError(

@@ -135,7 +135,7 @@ class Task(pl.LightningModule):
         if per_image:
             raise ValueError(
                 "the data set has one class per image, and this task learns one per pixel; methods that learn classes "
-                "of images are vit and vit_scratch"
+                "of images are vit, vit_lora and vit_scratch"
             )
 
     def buckets(self, split: Split) -> list[Any]:

@@ -65,7 +65,7 @@ class Tuning:
         if per_image:
             raise ValueError(
                 "the data set has one class per image, and a rule is tuned for pixels; methods that learn classes of "
-                "images are vit and vit_scratch"
+                "images are vit, vit_lora and vit_scratch"
             )
         if continuous:
             raise ValueError(

@@ -195,6 +195,18 @@ def test_mistakes_are_named() -> None:
         Tiled(Flat(), 16).predict(pictures(20, 20), streams(2))
 
 
+class Regions(Pointwise):
+    def predict(self, image: Tensor, generator: Sequence[torch.Generator]) -> Prediction:
+        found = super().predict(image, generator)
+        return found.with_(regions=found.probs.argmax(1))
+
+
+def test_regions_are_not_joined() -> None:
+    assert Tiled(Regions(), 8).predict(torch.rand(1, 1, 8, 8), [stream(0, "test", 0)]).regions is not None
+    with pytest.raises(ValueError, match="in every tile, so tiles of 8 pixels cannot be joined; leave tile away"):
+        Tiled(Regions(), 8).predict(torch.rand(1, 1, 12, 8), [stream(0, "test", 0)])
+
+
 def test_members_of_an_ensemble_are_blended_like_their_mean() -> None:
     image = pictures(20, 27)
     found = Tiled(Ensemble(Noisy(), members=3), tile=12).predict(image, streams(2))
