@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from geoseg.commands import compare
 from geoseg.overrides import check_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +83,11 @@ def test_the_commands_name_settings_that_exist(folder: Path) -> None:
     reports = [words[2:] for words in commands if words[1] == "report"]
     assert [words[:3] for words in reports] == [[runs, "--to", place]]
     given = [words[2:] for words in commands if words[1] == "run" and "data.select=..." not in words]
-    assert given
+    compared = [words[2:] for words in commands if words[1] == "compare"]
+    assert given or compared
+    for words in compared:
+        line = compare._read(words)
+        compare._check(words, line)
+        check_overrides([*line.base, "method=unet", *line.of_methods])
     for words in given:
         check_overrides([word for word in words if word != "-m"], "-m" in words)
