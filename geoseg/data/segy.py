@@ -30,10 +30,10 @@ FORMATS = {
 }
 """Sample formats by their code in bytes 3225-3226."""
 
-DIRECTIONS = ("inline", "crossline")
 HEADER = 240
 """Bytes of a trace header."""
 
+DIRECTIONS = ("inline", "crossline")
 ORDERS = {"big": ">", "little": "<"}
 
 EMPTIEST = 20
