@@ -87,3 +87,13 @@ def test_tiles_are_blended_as_a_loop_blends_them(around: Any, monkeypatch: pytes
     (row,) = around.tiles(argparse.Namespace(rounds=1)).values()
     assert (row["kind"], row["valid"]) == ("speed", True)
     assert len(row["rounds"]["plain"]) == len(row["rounds"]["geoseg"]) == 1  # the warm-up does not count
+
+
+def test_a_batch_of_members_answers_as_a_loop_over_them(table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = importlib.import_module("members")
+    monkeypatch.setattr(members, "SETTINGS", (*members.SETTINGS, "data.source.size=64"))
+    speed, cost = members.ensemble(argparse.Namespace(rounds=1, members=3)).values()
+    assert speed["valid"] and (speed["kind"], cost["kind"]) == ("speed", "cost")
+    assert speed["rounds"]["geoseg"] == cost["rounds"]["geoseg"]  # the same batch, beside a loop and one member
+    assert cost["against"] == "one member"
+    sys.modules.pop("members")

@@ -1,7 +1,7 @@
 """How fast geoseg is: every number beside another one that was measured next to it on the same machine.
 
-    python experiments/speed/bench.py [--only step evaluation jobs overhead labelling tiles commands]
-        [--to experiments/speed]
+    python experiments/speed/bench.py [--only step evaluation jobs overhead labelling tiles ensemble
+        commands] [--to experiments/speed]
 
 A ratio counts only where both sides give the same numbers. With --to, speed.json there keeps what was measured, each
 part with the code and machine it was measured on, and the tables of README.md are written from it; parts that are left
@@ -21,7 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["WANDB_MODE"] = "offline"
 
-PARTS = ("step", "evaluation", "jobs", "overhead", "labelling", "tiles", "commands")
+PARTS = ("step", "evaluation", "jobs", "overhead", "labelling", "tiles", "ensemble", "commands")
 
 
 def main() -> None:
@@ -32,10 +32,12 @@ def main() -> None:
     parser.add_argument("--profiles", type=int, default=8, help="of the evaluation")
     parser.add_argument("--steps", type=int, default=60, help="of the trainings against plain loops")
     parser.add_argument("--jobs", type=int, default=16)
+    parser.add_argument("--members", type=int, default=16, help="of the ensemble")
     parser.add_argument("--to", type=Path, help="folder of speed.json and README.md")
     asked = parser.parse_args()
 
     import around
+    import members
     import plain
     from rich.console import Console
     from table import tables
@@ -47,7 +49,7 @@ def main() -> None:
     quieten()
     measures = (
         *(plain.step, plain.scoring, around.jobs, around.overhead),
-        *(around.labelling, around.tiles, around.commands),
+        *(around.labelling, around.tiles, members.ensemble, around.commands),
     )
     kept = asked.to / "speed.json" if asked.to else None
     measured = json.loads(kept.read_text(encoding="utf-8")) if kept and kept.is_file() else {}
