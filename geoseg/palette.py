@@ -23,7 +23,7 @@ SOFTNESS = 0.1
 """Softness of a palette that nothing else is said of, see ``Palette``."""
 
 IGNORED_COLOUR = (128, 128, 128)
-"""Pixels to ignore are painted mid-grey, the one colour no palette may hold."""
+"""Pixels to ignore are painted mid-grey, a colour that no palette here has for a class."""
 
 
 class Palette:
@@ -173,19 +173,15 @@ class Palette:
 
         >>> Palette(["#000000", "#FF0000", "#FFFFFF"]).check_separated(0.1)
         """
-        worst = (
-            min(
-                (float(_to_segment(self.colours[k : k + 1], self.colours[i], self.colours[j])), k, i, j)
-                for i in range(self.num_classes)
-                for j in range(i)
-                for k in range(self.num_classes)
-                if k not in (i, j)
-            )
-            if self.num_classes > 2
-            else (float("inf"), 0, 0, 0)
-        )
-        distance, k, i, j = worst
+        if self.num_classes == 2:
+            return
+        points, starts, ends = self.colours[:, None, None], self.colours[:, None], self.colours
+        apart = _to_segment(points, starts, ends)  # [K, K, K]: of k from the line between i and j
+        k, i, j = torch.meshgrid(*[torch.arange(self.num_classes)] * 3, indexing="ij")
+        apart = apart.masked_fill((j >= i) | (k == i) | (k == j), torch.inf)
+        distance = float(apart.min())
         if distance < margin:
+            k, i, j = torch.unravel_index(apart.argmin(), apart.shape)
             raise ValueError(
                 f"colour {self.hex[k]} (class {k}) lies {distance:.2f} from the line between {self.hex[j]} (class {j}) "
                 f"and {self.hex[i]} (class {i}), so a border between these two would be read as the third; wanted at "
@@ -207,6 +203,9 @@ def without_gaps(target: Tensor) -> Tensor:
     return target[torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
 
 
+SEPARABLE = 13
+"""Classes for which there are colours that keep an RMS distance of 0.1 from all lines between others."""
+
 TETRAHEDRON = ((0.2, 0.2, 0.2), (0.8, 0.8, 0.2), (0.8, 0.2, 0.8), (0.2, 0.8, 0.8))
 OCTAHEDRON = ((0.1, 0.5, 0.5), (0.9, 0.5, 0.5), (0.5, 0.1, 0.5), (0.5, 0.9, 0.5), (0.5, 0.5, 0.1), (0.5, 0.5, 0.9))
 CUBE = (*TETRAHEDRON, (0.8, 0.8, 0.8), (0.2, 0.2, 0.8), (0.2, 0.8, 0.2), (0.8, 0.2, 0.2))
@@ -219,12 +218,20 @@ def separated_palette(num_classes: int) -> list[str]:
     What lies on a line is read as one of its ends where all triangles of colours have acute angles, which holds for the
     corners of a tetrahedron, up to four classes. Those of an octahedron, up to six, and of a cube, up to eight, have
     right angles: in the very middle of a line other colours may be as near as its ends. Beyond, each further colour is
-    the one of a grid that keeps all distances largest, and up to twelve keep an RMS distance of 0.1 from all lines.
+    the one of a grid that keeps all distances largest, and up to 13 keep an RMS distance of 0.1 from all lines.
+
+    Raises:
+        ValueError: there are more classes than that.
 
     >>> separated_palette(3)
     ['#333333', '#CCCC33', '#CC33CC']
-    >>> Palette(separated_palette(12)).check_separated(0.1)
+    >>> Palette(separated_palette(13)).check_separated(0.1)
     """
+    if num_classes > SEPARABLE:
+        raise ValueError(
+            f"colours that keep apart from the lines between others are there for at most {SEPARABLE} classes, and the "
+            f"data have {num_classes}; join classes, or give colours of your own and the margin that they keep"
+        )
     if num_classes == 2:
         return ["#333333", "#CCCCCC"]  # a mask is grey
     for corners in (TETRAHEDRON, OCTAHEDRON, CUBE):
@@ -232,16 +239,15 @@ def separated_palette(num_classes: int) -> list[str]:
             return [_hex(colour) for colour in corners[:num_classes]]
     levels = torch.linspace(0, 1, 5)
     grid = torch.cartesian_prod(levels, levels, levels)  # [125, 3]
-    chosen = [grid[0], grid[-1]]
-    while len(chosen) < num_classes:
-        room = torch.stack([(grid - one).square().mean(1).sqrt() for one in chosen]).amin(0)
-        for i, one in enumerate(chosen):
-            for j, other in enumerate(chosen):
-                if j < i:  # the new colour and an old line
-                    room = torch.minimum(room, _to_segment(grid, one, other))
-                if j != i:  # an old colour and a new line
-                    room = torch.minimum(room, torch.stack([_to_segment(other[None], one, new)[0] for new in grid]))
-        chosen.append(grid[int(room.argmax())])
+    chosen: list[Tensor] = []
+    room = torch.full((len(grid),), torch.inf)
+    for given in (grid[0], grid[-1], *[None] * (num_classes - 2)):
+        one = grid[int(room.argmax())] if given is None else given
+        for other in chosen:
+            room = torch.minimum(room, _to_segment(grid, one, other))  # a further colour and the line between these
+            room = torch.minimum(room, _to_segment(other, one, grid))  # one of these, and a line to the further colour
+            room = torch.minimum(room, _to_segment(one, other, grid))
+        chosen.append(one)
     return [_hex(colour.tolist()) for colour in chosen]
 
 
@@ -273,10 +279,10 @@ def data_palette(colours: Sequence[str] | None, num_classes: int, continuous: bo
 
 
 def _to_segment(points: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """RMS distances [N] of colours [N, 3] to the straight line from one colour [3] to another."""
+    """RMS distances [...] of colours [..., 3] to the straight lines from some colours [..., 3] to others."""
     along = end - start
-    share = ((points - start) @ along / along.square().sum().clamp(min=1e-12)).clamp(0, 1)
-    return (points - start - share[:, None] * along).square().mean(1).sqrt()
+    share = ((points - start) * along).sum(-1) / along.square().sum(-1).clamp(min=1e-12)
+    return (points - start - share.clamp(0, 1)[..., None] * along).square().mean(-1).sqrt()
 
 
 def _hex(colour: Sequence[float]) -> str:

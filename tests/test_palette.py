@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations, permutations
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,38 @@ def test_separated_colours_keep_off_the_lines_between_others(num_classes: int) -
         for j in range(i):  # a border between two classes is read as no third one
             drawn = (1 - shares) * palette.colours[i] + shares * palette.colours[j]
             assert set(palette.decode(drawn.T[None, :, :, None]).argmax(1).unique().tolist()) <= {i, j}
+
+
+@pytest.mark.parametrize("num_classes", [9, 13])
+def test_many_separated_colours_are_those_of_the_search_written_out(num_classes: int) -> None:
+    levels = [0.0, 0.25, 0.5, 0.75, 1.0]
+    grid = np.array([[r, g, b] for r in levels for g in levels for b in levels])
+
+    def apart(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        along = end - start
+        share = ((point - start) * along).sum(-1) / np.maximum((along**2).sum(-1), 1e-12)
+        nearest = start + np.clip(share, 0, 1)[..., None] * along
+        return np.sqrt(((point - nearest) ** 2).mean(-1))
+
+    found = Palette(separated_palette(num_classes))
+    found.check_separated(0.1)
+    colours = np.round(found.colours.double().numpy() * 4) / 4
+    for count in range(2, num_classes):  # no other colour of the grid would have kept further off
+        old = colours[:count]
+        room = np.stack(
+            [np.sqrt(((grid - one) ** 2).mean(-1)) for one in old]
+            + [apart(grid, a, b) for a, b in combinations(old, 2)]
+            + [apart(a, grid, b) for a, b in permutations(old, 2)]
+        ).min(0)
+        chosen = int(np.abs(grid - colours[count]).sum(1).argmin())
+        assert room[chosen] == pytest.approx(room.max())
+    labels = torch.arange(num_classes)[None, None]
+    assert torch.equal(found.decode(found.paint(labels)).argmax(1), labels)
+
+
+def test_more_classes_than_there_are_colours_for_are_told_at_once() -> None:
+    with pytest.raises(ValueError, match="at most 13 classes, and the data have 27; join classes, or give colours"):
+        separated_palette(27)
 
 
 def test_colours_between_others_are_told() -> None:

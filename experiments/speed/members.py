@@ -82,7 +82,14 @@ def _in_a_loop(alone: LatentMask, members: int, profile: dict[str, Any], seed: i
         random = torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), generator=chances)))
         shown = vae.encode(2 * picture - 1).latent_dist.mode() * vae.config.scaling_factor
         latent = torch.randn(shown.shape[1:], generator=random)[None]
-        scheduler = DDIMScheduler.from_config(model.scheduler.config)
+        scheduler = DDIMScheduler.from_config(
+            model.base.scheduler.config,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+            set_alpha_to_one=True,
+            clip_sample=False,
+        )
         scheduler.set_timesteps(alone.steps)
         for now in scheduler.timesteps:
             answer = unet(torch.cat([shown, latent], dim=1), now, model.empty).sample

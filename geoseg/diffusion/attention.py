@@ -157,16 +157,22 @@ def recorded(unet: nn.Module) -> Iterator[Callable[[], dict[int, Tensor]]]:
     """Watches the self-attention of a network of diffusers inside, and leaves it as it was.
 
     Yields:
-        A function that gives the maps of the last call, by the number N of their places: float32 [B, N, N], the mean
-        over layers and heads; a row is where a place looks.
+        A function that hands out the maps of the last call, by the number N of their places: float32 [B, N, N], the
+        mean over layers and heads; a row is where a place looks. It keeps none, so that they are there once.
     """
     sums: dict[int, tuple[Tensor, int]] = {}
     layers = [part for part in unet.modules() if isinstance(part, Attention) and not part.is_cross_attention]
     before = [layer.processor for layer in layers]
+
+    def taken() -> dict[int, Tensor]:
+        found = {places: total.div_(count) for places, (total, count) in sums.items()}
+        sums.clear()
+        return found
+
     try:
         for layer, processor in zip(layers, before, strict=True):
             layer.processor = Recorder(processor, sums)
-        yield lambda: {places: total / layers for places, (total, layers) in sums.items()}
+        yield taken
     finally:
         for layer, processor in zip(layers, before, strict=True):
             layer.processor = processor

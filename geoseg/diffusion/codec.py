@@ -54,7 +54,7 @@ class Codec:
                 f"the autoencoder reads [B, 3, H, W] with sides that are multiples of {self.factor}, "
                 f"got {list(image.shape)}; expand grey pictures to 3 channels and pad with geoseg.crops.pad_to_multiple"
             )
-        parameters = self._run(self._encode, 2 * image - 1)
+        parameters = self._finite(self._run(self._encode, 2 * image - 1))
         mean, logvar = parameters.chunk(2, dim=1)
         # the clamp is part of the model: diffusers.models.autoencoders.vae.DiagonalGaussianDistribution
         std = (0.5 * logvar.clamp(-30.0, 20.0)).exp()
@@ -64,12 +64,11 @@ class Codec:
         """The most likely latent of a picture, float32 [B, 4, h, w]; arguments and errors as in ``moments``."""
         return self.moments(image)[0]
 
-    def decode(self, latent: Tensor, clip: bool = True) -> Tensor:
+    def decode(self, latent: Tensor) -> Tensor:
         """Draws a latent.
 
         Args:
             latent: float [B, 4, h, w], scaled as ``encode`` returns it.
-            clip: keep the picture inside [0, 1]; a loss on it needs what lies beyond, where clipping has no gradient.
 
         Returns:
             float32 [B, 3, H, W] in [0, 1].
@@ -78,16 +77,30 @@ class Codec:
             ValueError: the latent has the wrong number of channels.
             OverflowError: the latent or the picture holds inf or nan.
         """
-        if latent.ndim != 4 or latent.shape[1] != self.channels:
-            raise ValueError(f"the autoencoder draws latents [B, {self.channels}, h, w], got {list(latent.shape)}")
         if not bool(latent.isfinite().all()):
             raise OverflowError(
                 "the latent to be drawn holds inf or nan, so the denoising network overflowed; use "
                 "trainer.precision=32-true or bf16-mixed, a lower guidance or a lower learning rate"
             )
-        picture = self._run(self._decode, latent.float() / self._scale + self._shift)
-        picture = picture / 2 + 0.5
-        return picture.clamp(0, 1) if clip else picture
+        return self._finite(self.decode_for_loss(latent)).clamp(0, 1)
+
+    def decode_for_loss(self, latent: Tensor) -> Tensor:
+        """Draws a latent for a loss: what lies beyond 0 and 1 stays, since clipping has no gradient there.
+
+        Inf and nan stay too, and nothing waits for the device to look for them: a training leaves such a step out.
+
+        Args:
+            latent: float [B, 4, h, w], scaled as ``encode`` returns it.
+
+        Returns:
+            float32 [B, 3, H, W], about [0, 1].
+
+        Raises:
+            ValueError: the latent has the wrong number of channels.
+        """
+        if latent.ndim != 4 or latent.shape[1] != self.channels:
+            raise ValueError(f"the autoencoder draws latents [B, {self.channels}, h, w], got {list(latent.shape)}")
+        return self._run(self._decode, latent.float() / self._scale + self._shift) / 2 + 0.5
 
     @property
     def _scale(self) -> float:
@@ -104,21 +117,24 @@ class Codec:
         return self.vae.decode(x, return_dict=False)[0]
 
     def _run(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """One direction of the autoencoder in a type that works; float32 in any case comes back."""
+        """One direction of the autoencoder in a type that works, where there is one; float32 in any case comes back."""
         if self._half and self.vae.config.force_upcast:
             self.vae.float()
         with torch.autocast(x.device.type, enabled=False):
             y = function(x.to(self._dtype))
-            if self._half and not bool(y.isfinite().all()):
+            if self._half and bool(x.isfinite().all()) and not bool(y.isfinite().all()):
                 log.warning("the autoencoder overflowed in %s and runs in float32 from here on", self._dtype)
                 self.vae.float()
                 y = function(x.to(self._dtype))
+        return y.float()
+
+    def _finite(self, y: Tensor) -> Tensor:
         if not bool(y.isfinite().all()):
             raise OverflowError(
                 f"the autoencoder gives inf or nan in {self._dtype}; its weights are damaged, or not meant for such "
                 "pictures"
             )
-        return y.float()
+        return y
 
     @property
     def _dtype(self) -> torch.dtype:

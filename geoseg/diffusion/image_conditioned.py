@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
 from geoseg.diffusion.codec import Codec
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
-from geoseg.diffusion.objectives import PREDICTION_TYPES
+from geoseg.diffusion.objectives import PREDICTION_TYPES, Objective
 from geoseg.palette import SOFTNESS, Palette, separated_palette
 
 FINETUNE = ("lora", "full", "conv_in")
@@ -98,15 +98,10 @@ class ImageConditioned(nn.Module):
         _widen(base, weight, bias)
         base.unet.requires_grad_(finetune == "full")
         base.unet.conv_in.requires_grad_(True)
-        # the last step goes to a clean latent: with trailing times there is none left after it
-        self.scheduler = DDIMScheduler.from_config(
-            base.scheduler.config,
-            prediction_type=learnt,
-            rescale_betas_zero_snr=zero_snr,
-            timestep_spacing="trailing",
-            set_alpha_to_one=True,
-            clip_sample=False,
+        schedule = DDPMScheduler.from_config(
+            base.scheduler.config, prediction_type=learnt, rescale_betas_zero_snr=zero_snr
         )
+        self.objective = Objective.of(schedule.config)
         with torch.no_grad():
             self.register_buffer("empty", base.embed([""]).float(), persistent=False)  # [1, N, D]
 

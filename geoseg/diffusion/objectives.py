@@ -98,7 +98,7 @@ class Objective(nn.Module):
     """What a denoising network is trained to answer.
 
     Args:
-        alphas_cumprod: float [T] in (0, 1), the share of signal variance left at each time, falling.
+        alphas_cumprod: float [T] in [0, 1), the share of signal variance left at each time, falling.
         prediction_type: "epsilon" (the noise) or "v_prediction" (the velocity, Salimans and Ho 2022, arXiv
             2202.00512).
         min_snr_gamma: None weighs all times alike; 5 is the value of Hang et al. 2023 (arXiv 2303.09556).

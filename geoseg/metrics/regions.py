@@ -66,12 +66,13 @@ class RegionScore(Metric):
             raise ValueError(
                 f"an image has {int(regions.max()) + 1} regions, and at most {MOST} are scored; merge more"
             )
-        regions = regions.to(target.device).masked_fill(target == IGNORE, IGNORE)
-        found, true = borders(regions), borders(target)
+        regions = regions.to(target.device)
+        gaps = target == IGNORE
+        found = borders((regions + IGNORE + 1).masked_fill(gaps, IGNORE))  # no region is called as gaps are
+        true = borders(target)
         sums = [found & dilate(true, self.radius), found, true & dilate(found, self.radius), true]
         self.edges.append(torch.stack([each.sum((1, 2)) for each in sums], 1))  # [B, 4]
-        for one, classes in zip(regions, target, strict=True):
-            keep = classes != IGNORE
+        for one, classes, keep in zip(regions, target, ~gaps, strict=True):
             cells = torch.bincount(classes[keep] * MOST + one[keep], minlength=self.num_classes * MOST)
             self.counts.append(cells.view(1, self.num_classes, MOST))
 

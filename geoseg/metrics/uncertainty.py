@@ -48,8 +48,8 @@ def vote_entropy(members: Tensor) -> Tensor:
     Args:
         members: [B, M, K, *space].
     """
-    classes = members.shape[2]
-    votes = torch.stack([(members.argmax(2) == k).float().mean(1) for k in range(classes)], dim=1)  # [B, K, *space]
+    chosen = members.argmax(2)  # [B, M, *space]
+    votes = torch.stack([(chosen == k).float().mean(1) for k in range(members.shape[2])], dim=1)  # [B, K, *space]
     return entropy(votes)
 
 
@@ -153,11 +153,11 @@ class Ranking(Metric):
         return dict(zip(RANKINGS, dim_zero_cat(self.images).T.tolist(), strict=True))
 
     def curve(self, coverages: Sequence[float] = COVERAGES) -> list[float]:
-        """Share of wrong pixels among the surest, at each of these shares of all pixels of all images."""
+        """Share of wrong pixels among the surest, at each of these shares of all pixels of all images; nan for none."""
         sizes, errors = (self.right + self.wrong).cpu().numpy(), self.wrong.cpu().numpy()
         ends = np.r_[0, np.cumsum(sizes)].astype(np.float64)
         sums = np.interp(np.asarray(coverages) * ends[-1], ends, np.r_[0, np.cumsum(errors)])
-        return (sums / (np.asarray(coverages) * max(ends[-1], 1))).tolist()
+        return (sums / (np.asarray(coverages) * (ends[-1] or math.nan))).tolist()
 
 
 class CalibrationError(Metric):

@@ -151,7 +151,7 @@ class AdaptiveThresholds:
 class CannyWatershed:
     """Floods the picture from the places farthest from Canny's edges (Canny 1986); regions of one grey are one group.
 
-    Edges are the steepest fifth of all pixels that hang on the steepest tenth.
+    Edges are ridges of the gradient: those in the steepest fifth of all pixels that hang on one in the steepest tenth.
 
     Attributes:
         sigma: of the Gaussian window in which edges and texture are looked for, pixels.
@@ -222,7 +222,8 @@ class KMeans:
         points = np.stack([feature.ravel() for feature in features], axis=1).astype(np.float32)  # [H * W, 1 or 2]
         ranks = points[:, 0].argsort(kind="stable").argsort(kind="stable")
         start = (ranks * count // len(ranks)).astype(np.int32)
-        if len(np.unique(points, axis=0)) < count:  # nothing that so many clusters could be told apart by
+        few = len(np.unique(points[:, 0])) < count  # asked first, since all columns at once are slow
+        if few and len(np.unique(points, axis=0)) < count:  # nothing that so many clusters could be told apart by
             return _cut(features[-1].clip(0, 1), count, otsu)
         stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 100, 1e-4)
         _, found, centres = cv2.kmeans(points, count, start[:, None], stop, 1, cv2.KMEANS_USE_INITIAL_LABELS)

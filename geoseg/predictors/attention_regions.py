@@ -119,15 +119,17 @@ def merged(anchors: Tensor, maps: Tensor, threshold: float, rounds: int) -> Tens
         float [P, D], 1 <= P <= A, distributions.
     """
     near = (divergence(anchors, maps) < threshold).to(maps.dtype)  # [A, N]
-    proposals = near @ maps / near.sum(1, keepdim=True)
+    count = near.sum(1, keepdim=True)
+    # rounding may set an anchor further from itself than a tiny threshold allows
+    proposals = torch.where(count > 0, near @ maps / count.clamp(min=1), anchors)
     for _ in range(rounds - 1):
-        alike = (divergence(proposals, proposals) < threshold).fill_diagonal_(True)
-        left = torch.ones(len(proposals), dtype=torch.bool, device=proposals.device)
-        means = []
+        alike = (divergence(proposals, proposals) < threshold).fill_diagonal_(True).cpu()  # one wait for the device
+        left = torch.ones(len(proposals), dtype=torch.bool)
+        groups = []
         for i in range(len(proposals)):
             if left[i]:
-                taken = alike[i] & left
-                means.append(proposals[taken].mean(0))
-                left &= ~taken
-        proposals = torch.stack(means)
+                groups.append(alike[i] & left)
+                left &= ~alike[i]
+        members = torch.stack(groups).to(proposals)  # [P, A]
+        proposals = members @ proposals / members.sum(1, keepdim=True)
     return proposals

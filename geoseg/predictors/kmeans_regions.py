@@ -129,7 +129,8 @@ class KMeansRegions(nn.Module):
 
     def _divided(self, points: np.ndarray, count: int, generator: torch.Generator) -> np.ndarray:
         """The cluster of each point, int [N]."""
-        count = min(count, len(np.unique(points, axis=0)))
+        if len(np.unique(points[:, 0])) < count:  # asked first, since all columns at once are slow
+            count = min(count, len(np.unique(points, axis=0)))
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         best: tuple[float, np.ndarray] | None = None
         for _ in range(self.starts):

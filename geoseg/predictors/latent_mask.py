@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from geoseg import progress
@@ -20,7 +19,8 @@ class LatentMask(nn.Module):
 
     Args:
         model: an image-conditioned diffusion model.
-        steps: of denoising, DDIM without further noise; times are spread so that the first is the noisiest.
+        steps: of denoising, DDIM without further noise (Song et al. 2021, arXiv 2010.02502, equation 12); times are
+            spread evenly from the noisiest to a clean latent, as diffusers spreads "trailing" ones.
         noise: start from noise; off: from none, so that every draw is the same, as the one-step variant is trained.
         tile: side in pixels of the square the network was trained on; larger profiles are denoised in overlapping
             windows, see ``windowed``. None shows it every profile whole.
@@ -41,9 +41,8 @@ class LatentMask(nn.Module):
         batch: int = 32,
     ) -> None:
         super().__init__()
-        if not 1 <= steps <= model.scheduler.config.num_train_timesteps:
-            most = model.scheduler.config.num_train_timesteps
-            raise ValueError(f"steps must lie between 1 and {most}, got {steps}")
+        if not 1 <= steps <= model.objective.num_times:
+            raise ValueError(f"steps must lie between 1 and {model.objective.num_times}, got {steps}")
         if tile is not None and (tile < model.multiple or tile % model.multiple):
             raise ValueError(f"tile must be a multiple of {model.multiple} for this model, got {tile}; null: no tiles")
         if not 0 <= overlap < 1 or batch < 1:
@@ -95,14 +94,17 @@ class LatentMask(nn.Module):
         network: Denoiser = self.model.base.denoise
         if self.tile is not None:
             network = windowed(network, self.tile // self.model.codec.factor, self.overlap, self.batch)
-        scheduler = DDIMScheduler.from_config(self.model.scheduler.config)
-        scheduler.set_timesteps(self.steps, device="cpu")
-        for time in scheduler.timesteps:
-            now = time.to(latent.device)
+        objective = self.model.objective
+        # as many numbers as steps, whether or not they divide the schedule; the last step goes to a clean latent
+        spread = torch.linspace(objective.num_times, 0, self.steps + 1, dtype=torch.float64)[:-1]
+        times = (spread.round().long() - 1).to(latent.device).unbind()
+        for now, then in zip(times, (*times[1:], None), strict=True):
             answers = [
                 network(self.model.joined(image, noisy), now, self.model.empty.expand(len(noisy), -1, -1))
                 for image, noisy in zip(shown.split(self.batch), latent.split(self.batch), strict=True)
             ]
-            latent = scheduler.step(torch.cat(answers), time, latent, return_dict=False)[0]
+            latent, noise = objective.estimates(latent, torch.cat(answers), now[None])
+            if then is not None:
+                latent = objective.add_noise(latent, noise, then[None])
             progress.advance("generation", len(latent) / self.steps)
         return latent

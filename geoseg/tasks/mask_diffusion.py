@@ -147,7 +147,16 @@ class MaskDiffusionTask(Task):
             raise ValueError(f"crop must be a multiple of {model.multiple} for this model, got {crop}")
         if not 0 <= noise_strength <= 1:
             raise ValueError(f"noise_strength must lie between 0 and 1, got {noise_strength}; 0 is plain noise")
-        self.objective = Objective.of(model.scheduler.config)
+        if noise_strength and criterion is not None:
+            raise ValueError(
+                f"noise_strength={noise_strength}: with a criterion the network answers from no noise; set it to 0"
+            )
+        if own is not None and not any(own.split(name) == "val" for name in own.names):
+            raise ValueError(
+                f"own: {own.title} holds no picture out, and those that the base was trained on do not show what it "
+                "forgets; give it pictures for validation, such as own.val=64"
+            )
+        self.objective = model.objective
         if criterion is not None and self.objective.prediction_type == "epsilon":
             raise ValueError(
                 "criterion: one step from noise needs a network that predicts the velocity; set "
@@ -166,11 +175,10 @@ class MaskDiffusionTask(Task):
             model.base.unet.enable_gradient_checkpointing()
 
     def view(self, split: Split, training: bool) -> Pairs:
-        codec, at_once = self.model.codec, max(1, ENCODED // self.crop**2)
-        images, targets = (
-            [mean for mean, _ in encoded(codec, split, picture, at_once, self.flip and training, self.device)]
-            for picture in (self._profile, self._painted)
-        )
+        codec = self.model.codec
+        images = self._latents(split, self._profile, training)
+        # a criterion takes the label map as it is, and no latent of it
+        targets = self._latents(split, self._painted, training) if self.criterion is None else images
         return Pairs(
             images,
             targets,
@@ -266,9 +274,10 @@ class MaskDiffusionTask(Task):
 
     def _weights(self) -> dict[str, Tensor]:
         """What is trained of the network itself, by name."""
-        trained = {id(parameter) for parameters in self.groups.values() for parameter in parameters}
-        named = self.model.unet.named_parameters()
-        return {name: p for name, p in named if id(p) in trained and ".lora_" not in name}
+        # an adapter of whatever kind is all of "unet", and lies in a file of its own
+        groups = self.groups if self.adapter is None else {"conv_in": self.groups["conv_in"]}
+        trained = {id(parameter) for parameters in groups.values() for parameter in parameters}
+        return {name: p for name, p in self.model.unet.named_parameters() if id(p) in trained}
 
     def _in_one_step(self, image: Tensor) -> Tensor:
         """Logits [B, K, H, W] that one step from the noisiest time without noise comes to."""
@@ -276,7 +285,13 @@ class MaskDiffusionTask(Task):
         nothing = torch.zeros_like(image)
         answer = self.model.denoise(image, nothing, time)
         latent, _ = self.objective.estimates(nothing, answer, time)
-        return self.model.palette.logits(self.model.codec.decode(latent, clip=False))
+        return self.model.palette.logits(self.model.codec.decode_for_loss(latent))
+
+    def _latents(self, split: Split, picture: Callable[[dict[str, Any]], Tensor], training: bool) -> list[Tensor]:
+        """Latents of what is to be seen of every sample, with those of its mirror image where these are learnt too."""
+        at_once = max(1, ENCODED // self.crop**2)
+        mirrored = self.flip and training
+        return [mean for mean, _ in encoded(self.model.codec, split, picture, at_once, mirrored, self.device)]
 
     def _labels(self, target: Tensor) -> Tensor:
         """A target [H, W] as it is kept, an eighth of the memory where it holds classes."""
@@ -328,8 +343,7 @@ class MaskDiffusionTask(Task):
     def _own_latents(self) -> tuple[Tensor, Tensor]:
         """Latents [N, 4, h, w] and conditions [N, L, D] of the base's own pictures that are held out."""
         assert self.own is not None
-        names = [name for name in self.own.names if self.own.split(name) == "val"] or self.own.names
-        split = Split(self.own, names)
+        split = Split(self.own, [name for name in self.own.names if self.own.split(name) == "val"])
         codec = self.model.codec
         shown = encoded(codec, split, self._profile, max(1, ENCODED // self.crop**2), False, self.device)
         cells = self.crop // codec.factor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,7 @@ def test_coco_stuff(coco: Path) -> None:
 def test_the_classes_of_coco_stuff_are_joined_as_published() -> None:
     counts = Counter(COARSE)
     assert len(COARSE) == 182 and sorted(counts) == list(range(27))
+    assert sha256(bytes(COARSE)).hexdigest() == "5b6c6ce82fb97a8c2d29cc61a451953c867c5aa043372a5286bbf668351e7129"
     # things by their numbers in COCO: person; vehicles, animals, food, all others
     assert COARSE[0] == 9 and counts[9] == 1
     assert [COARSE[i] for i in (1, 8, 9, 15, 24, 60, 90)] == [11, 11, 8, 7, 7, 2, 4]

@@ -47,25 +47,15 @@ def test_order_and_rule_of_the_widened_convolution() -> None:
 
 def test_the_noisiest_time_holds_no_signal_and_drawing_starts_there() -> None:
     model = conditioned()
-    objective = Objective.of(model.scheduler.config)
+    objective = model.objective
     assert objective.prediction_type == "v_prediction" and float(objective.alphas_cumprod[-1]) == 0
     x, noise = latents(1), latents(1).flip(-1)
     last = torch.tensor([999])
     assert torch.equal(objective.add_noise(x, noise, last), noise)
-    scheduler = DDIMScheduler.from_config(model.scheduler.config)
-    for steps in (1, 4, 10):
-        scheduler.set_timesteps(steps)
-        assert int(scheduler.timesteps[0]) == 999
-        drawn = noise
-        for time in scheduler.timesteps:  # a network that knows the answer comes to it in any number of steps
-            drawn = scheduler.step(objective_answer(objective, drawn, x, time), time, drawn).prev_sample
-        torch.testing.assert_close(drawn, x, atol=1e-4, rtol=1e-4)
-
-
-def objective_answer(objective: Objective, noisy: Tensor, latent: Tensor, time: Tensor) -> Tensor:
-    """The velocity at a noisy latent whose clean one is known."""
-    a = objective.alphas_cumprod[time]
-    return (a.sqrt() * noisy - latent) / (1 - a).sqrt()
+    rescaled = DDIMScheduler.from_config(model.base.scheduler.config, rescale_betas_zero_snr=True)
+    torch.testing.assert_close(objective.alphas_cumprod, rescaled.alphas_cumprod)
+    plain = conditioned(zero_snr=False).objective
+    torch.testing.assert_close(plain.alphas_cumprod, model.base.scheduler.alphas_cumprod)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
@@ -126,3 +116,30 @@ def test_multi_resolution_noise_is_coarse_and_of_unit_spread() -> None:
         return float(torch.nn.functional.avg_pool2d(noise[None], 8).var())
 
     assert coarse(plain) < 0.03 < 0.1 < coarse(made)
+
+
+def test_multi_resolution_noise_is_the_sum_written_out() -> None:
+    plain = torch.randn(2, 12, 20, generator=torch.Generator().manual_seed(0))
+    draws, sizes = stream(0, "b"), []
+    total, high, wide = plain.double(), 12, 20
+    for level in range(10):
+        ratio = (2 + 2 * float(torch.rand((), generator=draws))) ** level
+        high, wide = max(1, int(high / ratio)), max(1, int(wide / ratio))
+        sizes.append((high, wide))
+        field = torch.randn(1, 2, high, wide, generator=draws)
+        # bilinear, cell by cell: a field's value lies in the middle of its cell
+        rows, columns = (
+            ((torch.arange(long) + 0.5) * short / long - 0.5).clamp(0, short - 1)
+            for long, short in ((12, high), (20, wide))
+        )
+        up, left = rows.floor().long(), columns.floor().long()
+        down, right = (up + 1).clamp(max=high - 1), (left + 1).clamp(max=wide - 1)
+        y, x = (rows - up)[:, None], columns - left
+        top = (1 - x) * field[0][:, up][:, :, left] + x * field[0][:, up][:, :, right]
+        bottom = (1 - x) * field[0][:, down][:, :, left] + x * field[0][:, down][:, :, right]
+        total = total + 0.7**level * ((1 - y) * top + y * bottom)
+        if 1 in (high, wide):
+            break
+    assert sizes[0] == (12, 20) and 1 in sizes[-1]
+    made = multi_resolution(plain, 0.7, stream(0, "b"))
+    torch.testing.assert_close(made, (total / total.std()).float(), atol=1e-5, rtol=1e-4)

@@ -74,6 +74,8 @@ def test_borders_whatever_meets_there() -> None:
     moved = torch.tensor([[[5, 5, 0, 0, 0, 0, 1, 1, 1]]])
     assert scored(moved, target).compute()["boundary_f1"] == pytest.approx(0.75)
     assert scored(moved, target, radius=1).compute()["boundary_f1"] == 1
+    many = torch.where(target == 0, 254, torch.where(target == 1, 255, 0))  # the last region is none to be ignored
+    assert scored(many, target).compute()["boundary_f1"] == 1
     flat = torch.zeros_like(target)
     assert scored(flat, flat).compute()["boundary_f1"].isnan()
     assert scored(flat, target).compute()["boundary_f1"] == 0

@@ -87,6 +87,12 @@ def test_the_curve_ends_at_the_share_of_wrong_pixels() -> None:
     assert float(ranking.compute()["risk"]) == pytest.approx((1 / 7 + 1 / 8 + 2 / 9 + 3 / 10) / 10)
 
 
+def test_no_pixel_has_no_risk_at_all() -> None:
+    ranking, nothing = Ranking(), torch.full((1, 2, 2), IGNORE)
+    ranking.update(torch.rand(1, 2, 2), torch.zeros(1, 2, 2, dtype=torch.int64), nothing)
+    assert all(math.isnan(risk) for risk in ranking.curve()) and math.isnan(float(ranking.compute()["risk"]))
+
+
 def test_all_right_has_no_ranking_and_no_risk() -> None:
     ranking, target = Ranking(), torch.zeros(1, 2, 2, dtype=torch.int64)
     ranking.update(torch.rand(1, 2, 2), target, target)

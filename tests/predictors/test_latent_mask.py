@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,14 +28,26 @@ def generators(count: int = 3, first: int = 0) -> list[torch.Generator]:
     return [stream(0, "test", first + i) for i in range(count)]
 
 
+def ddim(model: ImageConditioned) -> DDIMScheduler:
+    """diffusers' own, as label maps are drawn; right for numbers of steps that divide the schedule."""
+    return DDIMScheduler.from_config(
+        model.base.scheduler.config,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        set_alpha_to_one=True,
+        clip_sample=False,
+    )
+
+
 @torch.no_grad()
 def test_the_steps_are_those_of_ddim_beside_the_profile(model: ImageConditioned) -> None:
     image = pictures()
-    found = LatentMask(model, steps=3).predict(image, generators())
+    found = LatentMask(model, steps=4).predict(image, generators())
     shown = model.codec.encode(image.expand(-1, 3, -1, -1))
     noisy = torch.stack([torch.randn(4, 8, 6, generator=one) for one in generators()])
-    scheduler = DDIMScheduler.from_config(model.scheduler.config)
-    scheduler.set_timesteps(3)
+    scheduler = ddim(model)
+    scheduler.set_timesteps(4)
     words = model.base.embed([""] * 3)
     for time in scheduler.timesteps:
         answer = model.unet(torch.cat([shown, noisy], 1), time, encoder_hidden_states=words).sample
@@ -42,6 +55,26 @@ def test_the_steps_are_those_of_ddim_beside_the_profile(model: ImageConditioned)
     painted = model.codec.decode(noisy)
     torch.testing.assert_close(found.painted, painted, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.probs, model.palette.decode(painted), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [*range(1, 52), 61, 103, 372, 999, 1000])
+def test_a_network_that_knows_the_answer_draws_it_in_any_number_of_steps(
+    model: ImageConditioned, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(2))
+    alphas = ddim(model).alphas_cumprod
+    times: list[int] = []
+
+    def velocity(joined: Tensor, time: Tensor, condition: Tensor) -> Tensor:
+        times.append(int(time))
+        a = alphas[time]
+        return (a.sqrt() * joined[:, 4:] - truth) / (1 - a).sqrt()
+
+    monkeypatch.setattr(model.base, "denoise", velocity)
+    drawn = LatentMask(model, steps=steps)._drawn(torch.zeros_like(truth), torch.randn(1, 4, 4, 4))
+    torch.testing.assert_close(drawn, truth, atol=1e-3, rtol=1e-3)
+    assert len(times) == steps and times[0] == 999 and min(times) >= 0
+    assert all(before > after for before, after in pairwise(times))
 
 
 def test_a_profile_is_answered_alike_in_any_batch(model: ImageConditioned) -> None:

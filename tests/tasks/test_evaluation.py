@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from torchmetrics.functional.classification import binary_auroc
 
 from geoseg.data.module import DataModule
 from geoseg.data.synthetic import SyntheticEarth, SyntheticMattes
@@ -265,6 +267,52 @@ class Draws(nn.Module):
         one = torch.stack([torch.rand(image.shape[2:], generator=each) for each in generator])
         self.said += one.unbind()
         return Prediction(torch.stack([1 - one, one], 1))
+
+
+class Says(nn.Module):
+    """Probabilities of six classes that lean to the truth, three answers to each picture in turn; it remembers them."""
+
+    num_classes = 6
+
+    def __init__(self, truth: Tensor) -> None:
+        super().__init__()
+        self.lean = one_hot(truth.clamp(max=5), 6).movedim(-1, 1)
+        self.said: list[Tensor] = []
+
+    def predict(self, image: Tensor, generator: Sequence[torch.Generator]) -> Prediction:
+        turn = range(len(self.said), len(self.said) + len(image))
+        logits = [
+            torch.randn(6, *image.shape[2:], generator=one) + self.lean[i // 3]
+            for i, one in zip(turn, generator, strict=True)
+        ]
+        self.said += [one.softmax(0) for one in logits]
+        return Prediction(torch.stack(logits).softmax(1))
+
+
+def test_doubts_of_an_ensemble_rank_the_errors_of_its_mean() -> None:
+    source = Edged(size=20, train=1, val=0, test=5)
+    target = torch.stack([torch.from_numpy(source.read(f"test_000{i}").target).long() for i in range(5)])
+    says = Says(target)
+    task, _ = evaluated(Ensemble(says, members=3))
+    said = torch.stack(says.said).view(5, 3, 6, 20, 20)
+    keep, mean = target != IGNORE, said.mean(1)
+    wrong = (mean.argmax(1) != target)[keep]
+    votes = torch.stack([(said.argmax(2) == k).double().mean(1) for k in range(6)], 1)
+    unsure = {
+        "entropy": torch.special.entr(mean).sum(1),
+        "own": ((said - mean[:, None]) ** 2).mean(1).sum(1),
+        "votes": torch.special.entr(votes).sum(1).float(),
+        "one_member": torch.special.entr(said[:, 0]).sum(1),  # the control, of the same errors
+    }
+    for name, values in unsure.items():
+        wanted = float(binary_auroc(values[keep] / values.max(), wrong.long()))
+        assert task.scores[f"test/uncertainty/{name}/auroc"] == pytest.approx(wanted, abs=2e-3)
+    assert len({round(task.scores[f"test/uncertainty/{name}/auroc"], 3) for name in unsure}) == 4
+    for m in range(3):
+        for name, probs in (("", said[:, : m + 1].mean(1)), ("alone/", said[:, m])):
+            wanted = by_hand(probs.argmax(1).unbind(), target.unbind())
+            for score in ("iou/mean", "accuracy/pixel"):
+                assert task.members[f"{name}{score}"][m] == pytest.approx(wanted[score], rel=1e-5)
 
 
 def test_mattes_are_scored_by_their_errors(tmp_path: Path) -> None:

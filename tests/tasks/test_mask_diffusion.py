@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +10,18 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from geoseg.data.module import DataModule
 from geoseg.data.synthetic import Corpus, SyntheticEarth, SyntheticMattes
 from geoseg.diffusion.image_conditioned import ImageConditioned
 from geoseg.diffusion.objectives import Objective
-from geoseg.lora import LoRA
+from geoseg.lora import LoHa, LoKr, LoRA, Plan
 from geoseg.optim import adamw, constant
 from geoseg.predictors.latent_mask import LatentMask
 from geoseg.randomness import stream
+from geoseg.tasks.callbacks import Watch
 from geoseg.tasks.labelling import cross_entropy
 from geoseg.tasks.mask_diffusion import FILE, MaskDiffusionTask
 from geoseg.tasks.task import Fit
@@ -38,13 +42,18 @@ class Edged(SyntheticEarth):
         return sample._replace(target=target)
 
 
-def made(finetune: str = "lora", prediction_type: str | None = "v_prediction", **options: Any) -> MaskDiffusionTask:
+def made(
+    finetune: str = "lora",
+    prediction_type: str | None = "v_prediction",
+    kind: Callable[..., Plan] = LoRA,
+    **options: Any,
+) -> MaskDiffusionTask:
     model = ImageConditioned(
         6, tiny_latent_diffusion(), finetune, prediction_type=prediction_type, zero_snr=prediction_type is not None
     )
     adapter = None
     if finetune == "lora":
-        adapter = LoRA(name="mask", rank=2, alpha=2, text_targets=())
+        adapter = kind(name="mask", rank=2, alpha=2, text_targets=())
         adapter.attach(model.parts())
     defaults = {
         "crop": 16,
@@ -147,21 +156,38 @@ def test_noise_is_annealed() -> None:
     assert torch.equal(*early) and not torch.allclose(*late, atol=0.1)
 
 
-@pytest.mark.parametrize("finetune", ["lora", "full", "conv_in"])
-def test_what_was_trained_is_saved_and_comes_back(finetune: str, tmp_path: Path) -> None:
-    task = made(finetune)
+@pytest.mark.parametrize(
+    ("finetune", "kind", "adapter"),
+    [
+        ("lora", LoRA, ["pytorch_lora_weights.safetensors"]),
+        ("lora", LoHa, ["lycoris_weights.safetensors"]),
+        ("lora", LoKr, ["lycoris_weights.safetensors"]),
+        ("full", LoRA, []),
+        ("conv_in", LoRA, []),
+    ],
+)
+def test_what_was_trained_is_saved_and_comes_back(
+    finetune: str, kind: Callable[..., Plan], adapter: list[str], tmp_path: Path
+) -> None:
+    task = made(finetune, kind=kind)
     frozen = {n: p.clone() for n, p in task.model.base.named_parameters() if not p.requires_grad}
     fit(task, data())
     assert all(torch.equal(p, frozen[n]) for n, p in task.model.base.named_parameters() if n in frozen)
     files = task.save(tmp_path)
-    assert [path.name for path in files] == (["pytorch_lora_weights.safetensors"] * (finetune == "lora") + [FILE])
+    assert [path.name for path in files] == [*adapter, FILE]
+    own = set(load_file(tmp_path / FILE))  # an adapter is in its own file alone
+    assert own == (
+        {f"{n}" for n, _ in task.model.unet.named_parameters()}
+        if finetune == "full"
+        else {"conv_in.weight", "conv_in.bias"}
+    )
     image = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def drawn(one: MaskDiffusionTask) -> Tensor:
         one.eval()
         return LatentMask(one.model, steps=2).predict(image, [stream(0, i) for i in range(2)]).probs
 
-    other = made(finetune)
+    other = made(finetune, kind=kind)
     assert not torch.allclose(drawn(other), drawn(task), atol=1e-3)
     other.load(tmp_path)
     assert torch.equal(drawn(other), drawn(task))
@@ -203,12 +229,32 @@ def test_the_one_step_variant_trains_through_the_decoder() -> None:
     latent = batch["image"]
     with torch.no_grad():
         drawn = still._drawn(latent, torch.zeros_like(latent))
-        picture = task.model.codec.decode(drawn, clip=False)
+        picture = task.model.codec.decode_for_loss(drawn)
     wanted = -task.model.palette.decode(picture).log().gather(1, batch["labels"][:, None]).mean((1, 2, 3))
     torch.testing.assert_close(loss, wanted, atol=1e-3, rtol=1e-3)
     loss.mean().backward()
     assert float(task.model.unet.conv_in.weight.grad.abs().max()) > 0
     assert all(p.grad is None for p in task.model.base.vae.parameters())
+
+
+def test_a_step_that_overflows_in_the_one_step_variant_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, watch = made(criterion=cross_entropy), Watch()
+    denoise, calls = task.model.denoise, []
+
+    def once(*given: Tensor) -> Tensor:
+        calls.append(len(calls))
+        return denoise(*given) * (math.inf if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(task.model, "denoise", once)
+    fit(task, data(val=0), watch=watch)
+    assert watch.skipped == 1 and len(calls) == 6
+    assert all(bool(p.isfinite().all()) for p in task.model.parameters())
+
+
+def test_one_step_is_learnt_from_label_maps_not_from_their_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = made(criterion=cross_entropy)
+    monkeypatch.setattr(task, "_painted", None)  # nothing is painted, and nothing of it encoded
+    assert batch_of(task, data(val=0))["labels"].shape == (3, 16, 16)
 
 
 def test_what_the_base_knew_is_measured(tmp_path: Path) -> None:
@@ -246,6 +292,8 @@ def test_what_the_base_knew_is_measured(tmp_path: Path) -> None:
         ({"noise_strength": 1.5}, "noise_strength must lie between 0 and 1"),
         ({"criterion": cross_entropy, "prediction_type": None}, "criterion: one step from noise needs a network that"),
         ({"lr": {"unet": 1e-3}}, "lr names the groups"),
+        ({"criterion": cross_entropy, "noise_strength": 0.9}, "with a criterion the network answers from no noise"),
+        ({"own": Corpus(count=3, size=16, val=0)}, "holds no picture out"),
     ],
 )
 def test_what_cannot_work_is_told(options: dict[str, Any], told: str) -> None:
