@@ -100,7 +100,9 @@ def _with_classes(node: Mapping[str, Any], record: Mapping[str, Any]) -> DataMod
     if len(found) != len(wanted) or (named and list(found) != list(wanted)):
         differ = [f"{i}: {a} or {b}" for i, (a, b) in enumerate(zip(wanted, found, strict=False)) if a != b]
         what = (
-            f"{len(wanted)} or {len(found)} classes" if len(found) != len(wanted) else f"class {', '.join(differ[:5])}"
+            f"{len(wanted)} classes against {len(found)}"
+            if len(found) != len(wanted)
+            else f"class {', '.join(differ[:5])}"
         )
         raise ValueError(
             f"{source.title} has the classes {', '.join(found)}, and the run was trained to tell "
@@ -110,6 +112,11 @@ def _with_classes(node: Mapping[str, Any], record: Mapping[str, Any]) -> DataMod
         )
     if _numbered(found):
         source.class_names = list(wanted)
+        if not _numbered(wanted):
+            told = ", ".join(f"{i} {name}" for i, name in enumerate(wanted))
+            log.warning(
+                "%s does not name its classes; taken as those of the run in their order: %s", source.title, told
+            )
     data: DataModule = build({**node, "source": source}, "data")
     return data
 

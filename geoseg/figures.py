@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -235,7 +236,7 @@ def draw_uncertainty(
     count = len(pictures[0]["members"])
     members = [f"member {m + 1}" for m in range(count)]
     continuous = pictures[0]["target"].is_floating_point()
-    columns = ["profile", "label", *members, "mean of all", "uncertainty", "error" if continuous else "wrong"]
+    columns = ["profile", "label", *members, "mean of all", "variance", "error" if continuous else "wrong"]
     height, width = pictures[0]["target"].shape
     cell = 1.7 if height >= width else 2.6
     size = (cell * len(columns), (cell * height / width + 0.2) * len(pictures) + 0.8)
@@ -300,6 +301,7 @@ def draw_members(
         axis.plot(counts, members[score], "o-", color="C0", label="mean of the first members")
         axis.plot(counts, members[f"alone/{score}"], "x", color="C1", label="each member alone")
         axis.set(xlabel="members", ylabel=title, title="score over members")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.legend(fontsize=7, frameon=False)
     if mattes:
         figure.suptitle(note, fontsize=8, parse_math=False)
@@ -313,9 +315,8 @@ def draw_members(
     for i, (name, values) in enumerate((n, v) for n, v in risk_coverage.items() if n != "coverage"):
         style = "--" if name == "one_member" else "-"
         risk_axis.plot(risk_coverage["coverage"], values, style, color=f"C{i}", label=named[name])
-    risk_axis.set(
-        xlabel="share of pixels kept, the surest first", ylabel="share of these that is wrong", ylim=(0, None)
-    )
+    risk_axis.set(xlabel="share of pixels kept, the surest first", ylabel="share of these that is wrong")
+    risk_axis.set_ylim(bottom=0)  # after the lines, so that the upper end is theirs
     risk_axis.set_title("risk over coverage")
     risk_axis.legend(fontsize=7, frameon=False)
     figure.suptitle(note, fontsize=8, parse_math=False)

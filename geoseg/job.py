@@ -272,6 +272,10 @@ class Job:
             return [drawn, draw_confusion(evaluation.confusion, names, folder / "confusion.png", note)]
         assert palette is not None
         classes = dict(zip(names, palette.hex, strict=True))
+        if "test/regions/count" in evaluation.scores:
+            note = (
+                f"{note}. Regions have no names: their colours are in the order of their size, whatever the legend says"
+            )
         made = [draw_stages(evaluation.pictures, classes, folder / "stages.png", note)]
         if "members" in evaluation.pictures[0]:
             made.append(draw_uncertainty(evaluation.pictures, palette, names, folder / "uncertainty.png", note))

@@ -281,7 +281,9 @@ def _written(
             .masked_fill(nothing, 1)
         )
         files.append(put(place / "uncertainty" / f"{one.name}.npy", lambda part: np.save(part, values.numpy())))
-        files.append(put(place / "uncertainty" / f"{one.name}.png", lambda part: _grey(values, part)))
+        # a variance stays small: its root, the standard deviation, can be seen
+        seen = values if found.uncertainty is None else values.clamp(min=0).sqrt()
+        files.append(put(place / "uncertainty" / f"{one.name}.png", lambda part: _grey(seen, part)))
     counts = np.bincount(labels.numpy().ravel(), minlength=256)[: len(classes)]
     dead = empty.all(axis=0)
     damaged = int(empty[:, ~dead].sum())

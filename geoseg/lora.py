@@ -91,7 +91,8 @@ class Plan(ABC):
         for part, targets in wanted.items():
             if part not in parts:
                 raise ValueError(
-                    f"there is no part {part!r} to adapt; set {part}_targets to [], or adapter=null to have none"
+                    f"there is no part {part!r} to adapt, as with finetune=full; set method.adapter=null, or "
+                    f"method.adapter.{part}_targets=[] to adapt the other parts"
                 )
             layers = {name for name, module in _plain(parts[part]) if isinstance(module, (nn.Linear, nn.Conv2d))}
             for target in targets:

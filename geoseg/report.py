@@ -125,7 +125,34 @@ def given(record: Mapping[str, Any]) -> str:
     if record["data"].get("per_image"):
         return f"{labels} image{'s' * (labels > 1)}\nand their classes"
     maps = f"{labels} label map{'s' * (labels > 1)}"
-    return f"{maps}\nand their profiles" if images else f"{maps} alone"
+    return f"{maps}\nand {'their profiles' if labels > 1 else 'its profile'}" if images else f"{maps} alone"
+
+
+def further(record: Mapping[str, Any]) -> list[str]:
+    """What a method's scores say that a table of label maps has no room for, a line each."""
+    lines = []
+
+    def number(name: str) -> str:
+        return _number(record["scores"], f"test/{name}")
+
+    if "test/regions/count" in record["scores"]:
+        each, once = (
+            f"mean IoU {number(f'regions/{way}/iou')}, pixel accuracy {number(f'regions/{way}/accuracy')}"
+            for way in ("per_image", "once")
+        )
+        lines.append(
+            f"its {number('regions/count')} regions per picture have no names, so that the table says little of them; "
+            f"matched to the classes of every picture {each}, once for all pictures {once}"
+        )
+    if "test/uncertainty/own/auroc" in record["scores"]:
+        alone = record["members"]["alone/iou/mean"]
+        lines.append(
+            f"mean IoU of its {len(alone)} members, each alone, {sum(alone) / len(alone):.3f}, of their mean "
+            f"{number('iou/mean')}; their variance ranks wrong pixels with AUROC {number('uncertainty/own/auroc')}, "
+            f"one member's entropy with {number('uncertainty/one_member/auroc')} (0.5 is a coin); calibration error "
+            f"{number('calibration/error')}"
+        )
+    return lines
 
 
 def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Console | None = None) -> None:
@@ -139,6 +166,13 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
     else:
         for name, value in first["scores"].items():
             console.print(f"{name:<32} {value:.4f}", highlight=False)
+    for record in records:
+        for line in further(record):
+            console.print(f"{record['method']}: {line}", highlight=False)
+    if any("test/uncertainty/own/auroc" in record["scores"] for record in records):
+        console.print(
+            f"geoseg report {folder.parent} --to FOLDER --uncertainty compares all uncertainties", highlight=False
+        )
     if "sam/masks" in first.get("facts", {}):
         facts = first["facts"]
         console.print(
@@ -161,7 +195,8 @@ def print_run(records: Sequence[Mapping[str, Any]], folder: Path, console: Conso
         for what, path in lines:
             console.print(f"  {what:<16} {path}", soft_wrap=True, highlight=False)
     # methods that share a training were trained once
-    training = sum({record["fit_id"]: record["minutes"]["fit"] for record in records}.values())
+    trained = {record["fit_id"]: record["minutes"]["fit"] for record in records if "evaluates" not in record}
+    training = sum(trained.values())
     minutes = training + sum(record["minutes"]["predict"] + record["minutes"]["score"] for record in records)
     console.print(f"{minutes:.1f} minutes in all, {training:.1f} of them training", highlight=False)
 

@@ -375,8 +375,8 @@ def test_report_gathers_records(
     (tmp_path / "out" / "README.md").write_text("no marks\n")
     assert run_cli("report", "runs", "--to", "out") == 2
     assert "around its table" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run_cli("report", "runs")
+    assert run_cli("report", "runs", "--costs") == 2
+    assert "--to is missing" in (said := capsys.readouterr().err) and "geoseg report runs --costs --to summary" in said
 
 
 def test_report_compares_two_rows_and_says_what_it_lacks(

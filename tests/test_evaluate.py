@@ -127,6 +127,7 @@ def test_pictures_it_was_trained_on_are_left_out(
     with caplog.at_level("WARNING", logger="geoseg"):
         assert run_cli("evaluate", f"run={old['run_id']}", *here, "name=survey") == 0
     assert "left out, since the run was trained or validated on them: line0, line1, line2, line3" in caplog.text
+    assert "does not name its classes; taken as those of the run in their order: 0 upper north sea, 1 " in caplog.text
     (new,) = evaluated(runs, "survey")
     assert new["data"]["test"] == ["line4", "line5"]
     assert new["data"]["class_names"] == old["data"]["class_names"]  # nobody had named them
@@ -148,7 +149,7 @@ def test_classes_have_to_match(
     write_survey(tmp_path / "faults", ["test_0000", "test_0001"], kind="fault")
     here = ["data=profiles", "data.root=faults", *HERE]
     assert run_cli("evaluate", run, *here) == 2
-    assert "(6 or 2 classes); they have to be the same" in capsys.readouterr().err
+    assert "(6 classes against 2); they have to be the same" in capsys.readouterr().err
     names = [*trained.records["U-Net"]["data"]["class_names"][:5], "granite"]
     named = "data.source.class_names=[" + ",".join(f"'{name}'" for name in names) + "]"
     assert run_cli("evaluate", run, *here, "data.source.num_classes=6", named) == 2

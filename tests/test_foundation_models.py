@@ -183,7 +183,7 @@ def test_what_cannot_work_is_told(
         (["checkpoints.dinov2.path_or_id=null"], "no DINOv2 is chosen; give checkpoints.dinov2.path_or_id=FOLDER"),
         (
             ["method.model.finetune=full"],
-            "there is no part 'encoder' to adapt; set encoder_targets to []",
+            "there is no part 'encoder' to adapt, as with finetune=full; set method.adapter=null, or",
         ),
         (["method.adapter=null"], "finetune=lora, but no adapter is attached"),
         (["method.task.fit.patience=3", "data.num_val=0"], "method.task.fit.patience=3: it waits for validations"),

@@ -70,6 +70,13 @@ def test_a_run_has_its_scores_members_and_figures(tiny: list[str], run_cli: Call
     labels = np.array(Image.open(folder / "predictions" / "labels" / "test_0001.png"))
     assert (found.labels[0].numpy() == labels).mean() > 0.99
     assert found.members is not None and found.members.shape[:2] == (1, 3)
+    (tmp_path / "lines").mkdir()
+    Image.fromarray(profile).save(tmp_path / "lines" / "one.png")
+    given = (f"run={folder}", f"input={tmp_path}/lines", f"output={tmp_path}/labelled", "uncertainty=true")
+    assert run_cli("predict", *given) == 0
+    variance = np.load(tmp_path / "labelled" / "uncertainty" / "one.npy")
+    seen = np.array(Image.open(tmp_path / "labelled" / "uncertainty" / "one.png"))
+    np.testing.assert_allclose(seen / 255, np.sqrt(variance), atol=0.003)  # as a deviation, which is not next to black
 
     # it is scored anew with another number of members without another training, and the first ones stay the same
     assert run_cli("run", "name=masks", *tiny, "method.wrappers.ensemble.members=2") == 0

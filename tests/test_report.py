@@ -88,6 +88,33 @@ def test_what_is_printed_after_a_run() -> None:
     assert "3.5 minutes in all, 1.5 of them training" in text
 
 
+def test_what_a_table_of_label_maps_has_no_room_for() -> None:
+    regions = {"per_image/iou": 0.56, "per_image/accuracy": 0.8, "once/iou": 0.3, "once/accuracy": None, "count": 4.5}
+    doubts = {"own/auroc": 0.78, "one_member/auroc": 0.66}
+    one, other = record(), record("ensemble")
+    one["scores"] |= {f"test/regions/{name}": value for name, value in regions.items()}
+    other["scores"] |= {f"test/uncertainty/{name}": value for name, value in doubts.items()}
+    other |= {"members": {"alone/iou/mean": [0.2, 0.4]}, "evaluates": {"run": "l04"}}
+    console = Console(file=io.StringIO(), width=400)
+    print_run([one, other], Path("runs/asked/l04"), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "its 4.500 regions per picture have no names" in text
+    assert (
+        "of every picture mean IoU 0.560, pixel accuracy 0.800, once for all pictures mean IoU 0.300, pixel accuracy -"
+        in text
+    )
+    assert "ensemble: mean IoU of its 2 members, each alone, 0.300, of their mean 0.1" in text
+    assert "wrong pixels with AUROC 0.780, one member's entropy with 0.660" in text
+    assert "geoseg report runs/asked --to FOLDER --uncertainty" in text
+    assert "of them training" in text
+
+
+def test_a_score_that_stands_on_the_training_of_another_run_took_none() -> None:
+    console = Console(file=io.StringIO(), width=120)
+    print_run([{**record(), "evaluates": {"run": "l04"}}], Path("runs/asked/l04"), console)
+    assert " 0.0 of them training" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_what_is_printed_after_a_training_that_is_not_tested() -> None:
     console = Console(file=io.StringIO(), width=120)
     print_run([record(scores={"val/psnr/mean": 23.45678})], Path("runs/asked/l04"), console)

@@ -12,7 +12,7 @@ Labels profiles that nobody has labelled, by the method of a finished run. The i
 trace), overlays/NAME.png and manifest.json, which says "unfinished" until all is there. The same command goes on where
 an interrupted one stopped; a folder that holds something else is refused.
 
-  probs=true uncertainty=true   both as numbers (.npy) and as a grey picture, black 0 and white 1
+  probs=true uncertainty=true   both as numbers (.npy) and as a grey picture, black 0 and white 1 (docs/predict.md)
   segy=true                     answers on SEG-Y files as SEG-Y too, with the headers of the labelled traces
   every=10                      every tenth section of a SEG-Y volume
   direction=crossline           its crosslines in place of its inlines

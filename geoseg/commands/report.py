@@ -33,7 +33,15 @@ def command(words: list[str]) -> int:
             "--map": "two settings of a sweep, such as --map method.predictor.strength method.predictor.guidance",
         }
         cure = wanted.get(error.argument_name or "")
-        print(f"geoseg report: {f'{error.argument_name} takes {cure}' if cure else error}", file=sys.stderr)
+        told = f"{error.argument_name} takes {cure}" if cure else str(error)
+        print(f"geoseg report: {told}", file=sys.stderr)
+        return 2
+    if options.to is None:
+        print(
+            "geoseg report: --to is missing, the folder that results.csv and figures are written to, such as\n"
+            f"  geoseg report {' '.join(words)} --to summary",
+            file=sys.stderr,
+        )
         return 2
     if options.by and not options.over:
         parser.error("--by needs --over")
@@ -79,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         exit_on_error=False,
     )
     parser.add_argument("runs", nargs="+", help="folders to search for record.json")
-    parser.add_argument("--to", required=True, metavar="FOLDER", help="where results.csv is written")
+    parser.add_argument("--to", metavar="FOLDER", help="where results.csv is written")
     parser.add_argument(
         "--map",
         nargs=2,

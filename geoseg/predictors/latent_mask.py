@@ -43,6 +43,11 @@ class LatentMask(nn.Module):
         super().__init__()
         if not 1 <= steps <= model.objective.num_times:
             raise ValueError(f"steps must lie between 1 and {model.objective.num_times}, got {steps}")
+        if not noise and steps != 1:
+            raise ValueError(
+                f"steps={steps} with noise=false: from no noise a network answers in one step, as the one-step variant "
+                "is trained; set steps=1, or noise=true for a network that was trained to denoise"
+            )
         if tile is not None and (tile < model.multiple or tile % model.multiple):
             raise ValueError(f"tile must be a multiple of {model.multiple} for this model, got {tile}; null: no tiles")
         if not 0 <= overlap < 1 or batch < 1:

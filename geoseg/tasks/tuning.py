@@ -80,6 +80,7 @@ class Tuning:
             split: labelled profiles.
         """
         best = -1.0
+        progress.expect("tuning", len(self.trials), "setting")
         for trial, rule in zip(self.trials, self._rules, strict=True):
             counts = torch.zeros(self.model.num_classes, self.model.num_classes, dtype=torch.int64)
             for i in range(len(split)):

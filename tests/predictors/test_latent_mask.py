@@ -116,6 +116,7 @@ def test_sizes_windows_and_no_noise(model: ImageConditioned) -> None:
         ({"steps": 0}, "steps must lie between 1 and 1000"),
         ({"tile": 6}, "tile must be a multiple of 4"),
         ({"batch": 0}, "batch >= 1"),
+        ({"steps": 4, "noise": False}, "steps=4 with noise=false: from no noise a network answers in one step"),
     ],
 )
 def test_what_cannot_work_is_told(model: ImageConditioned, options: dict[str, Any], told: str) -> None:
