@@ -340,7 +340,7 @@ def test_mistakes(model: LatentDiffusion, tmp_path: Path) -> None:
     parts = model.parts()
     with pytest.raises(ValueError, match=r"no linear.*'to_x'"):
         LoRA(unet_targets=["to_q", "to_x"]).attach(parts)
-    with pytest.raises(ValueError, match="set text_targets to"):
+    with pytest.raises(ValueError, match=r"method.adapter.text_targets=\[\] to adapt the other parts"):
         LoRA().attach({"unet": model.unet})
     assert adapters_of(model) == []
     with pytest.raises(ValueError, match="no adapter file"):

@@ -129,7 +129,7 @@ def test_settings_that_contradict_each_other() -> None:
     with pytest.raises(ValueError, match="finetune=lora, but no adapter is attached"):
         task(bare)
     whole = model("dinov2_pup", finetune="full")
-    with pytest.raises(ValueError, match="no part 'encoder' to adapt; .* adapter=null"):
+    with pytest.raises(ValueError, match="no part 'encoder' to adapt, .* set method.adapter=null"):
         LORA(encoder_targets=("q_proj",)).attach(whole.parts())
     with pytest.raises(ValueError, match=r"lr names the groups \['decoder', 'encoder', 'head'\]"):
         task(whole, lr={"encoder": 1.0, "decoder": 1.0, "head": 1.0})
