@@ -344,8 +344,7 @@ class MaskDiffusionTask(Task):
         """Latents [N, 4, h, w] and conditions [N, L, D] of the base's own pictures that are held out."""
         assert self.own is not None
         split = Split(self.own, [name for name in self.own.names if self.own.split(name) == "val"])
-        codec = self.model.codec
-        shown = encoded(codec, split, self._profile, max(1, ENCODED // self.crop**2), False, self.device)
-        cells = self.crop // codec.factor
+        shown = self._latents(split, self._profile, training=False)
+        cells = self.crop // self.model.codec.factor
         conditions = self.model.base.embed([split[i]["caption"] for i in range(len(split))])
-        return torch.stack([mean[..., :cells, :cells] for mean, _ in shown]).float(), conditions.float().cpu()
+        return torch.stack([latent[..., :cells, :cells] for latent in shown]).float(), conditions.float().cpu()
