@@ -182,6 +182,7 @@ def speeds(planned: Sequence[Entry], runs: Path, compose: Callable[..., Any]) ->
         if alike:
             found[method] = _speed(alike, f"{len(alike)} earlier run{'s' * (len(alike) > 1)} of these data")
         else:
+            print(f"{method}: no earlier run of these data; measuring a few steps ...", flush=True)
             measured = _measured(method, wanted["method"]["task"], compose, models)
             found[method] = _speed([measured], "a few steps, one profile")
     return found

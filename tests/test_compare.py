@@ -63,6 +63,7 @@ def test_the_plan_alone_leaves_nothing_behind(
     said = capsys.readouterr().out
     assert "left out: 9 labelled images, since synthetic facies has 4 labelled images to train on" in said
     assert re.search(r"input_as_is: input as is +learns nothing +2 +2 +0 .* a few steps, one profile", said)
+    assert "input_as_is: no earlier run of these data; measuring a few steps" in said
     assert re.search(r"unet: U-Net +1 2 +2 +4 +0 ", said)
     assert "6 of 6 runs are left: about " in said
     assert not (tmp_path / "runs").exists()
