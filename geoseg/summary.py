@@ -55,7 +55,7 @@ def summary_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
         scored |= {score: f"{title} ↑" for score, title in zip(CLASS, titles, strict=True)}
         scored |= {f"matched/{score}": f"matched {title} ↑" for score, title in zip(CLASS, titles, strict=True)}
     if any("test/matte/sad" in member.scores for members in groups.values() for member in members):
-        scored |= {"matte/sad": "matte SAD ↓", "matte/mse": "matte MSE ↓"}
+        scored |= {score: COMPARED_WHERE_THERE[score] for score in ("matte/sad", "matte/mse")}
     if whole:
         scored |= IMAGES
     compared = ("dice_loss/label_generated", "matched/iou/mean") if pixels else ()
@@ -382,12 +382,14 @@ COMPARED = {
 COMPARED_IMAGES = {"accuracy/image": "accuracy ↑", "cross_entropy": "cross-entropy ↓"}
 """Those of whole images."""
 
-COMPARED_REGIONS = {
+COMPARED_WHERE_THERE = {
+    "matte/sad": "matte SAD ↓",
+    "matte/mse": "matte MSE ↓",
     "regions/per_image/accuracy": "regions, matched per image: pixel accuracy ↑",
     "regions/per_image/iou": "regions, matched per image: mean IoU ↑",
     "regions/boundary_f1": "regions: border F1, 2 px ↑",
 }
-"""Those of methods that find regions without names, where both rows have them."""
+"""Those of mattes, and of methods that find regions without names, where both rows of a pair have them."""
 
 
 def comparisons(records: Sequence[Mapping[str, Any]], pairs: Sequence[tuple[str, str]]) -> str:
@@ -419,13 +421,14 @@ def comparison_cells(
         for data in dict.fromkeys(row.data for row in groups) or [""]:  # no row: the first name says so
             first, second = (_called(groups, name, data) for name in pair)
             if first and second:
-                cells = [_difference(first, second, score) for score in (*compared, *COMPARED_REGIONS)]
+                cells = [_difference(first, second, score) for score in (*compared, *COMPARED_WHERE_THERE)]
                 lines.append([data, f"{pair[0]} − {pair[1]}", *cells])
         if len(lines) == before:
             raise ValueError(f"{pair[0]!r} and {pair[1]!r} have no data set in common, so nothing compares them")
-    head = ["data", "difference", *compared.values(), *COMPARED_REGIONS.values()]
-    if all(cell == "-" for line in lines for cell in line[-len(COMPARED_REGIONS) :]):
-        head, lines = head[: -len(COMPARED_REGIONS)], [line[: -len(COMPARED_REGIONS)] for line in lines]
+    head = ["data", "difference", *compared.values(), *COMPARED_WHERE_THERE.values()]
+    always = len(head) - len(COMPARED_WHERE_THERE)
+    shown = [i for i in range(len(head)) if i < always or any(line[i] != "-" for line in lines)]
+    head, lines = [head[i] for i in shown], [[line[i] for i in shown] for line in lines]
     return head, lines
 
 

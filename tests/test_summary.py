@@ -305,6 +305,17 @@ def test_mattes_have_their_errors_in_the_summary() -> None:
     assert "matte SAD ↓" not in summary_cells([record("classes")])[0]
 
 
+def test_mattes_are_compared_by_their_errors() -> None:
+    def made(method: str, errors: list[float]) -> dict[str, Any]:
+        plain = record(method)
+        return record(method, per_unit=plain["per_unit"] | {"test/matte/sad": errors})
+
+    one, two = made("one", [1.0, 2.0, 3.0, 4.0, 5.0]), made("two", [0.5, 1.5, 2.5, 3.5, 4.5])
+    head, _, line = comparisons([one, two], [("one", "two")]).splitlines()
+    assert head.endswith("| matte SAD ↓ |")  # no column for errors that neither has
+    assert line.endswith("| +0.500 [+0.500, +0.500], n = 5 |")
+
+
 def test_published_numbers_are_quoted_beside_ours(tmp_path: Path) -> None:
     path = tmp_path / "published.csv"
     lines = ["data,method,score,value,source", "earth,a,iou/mean,0.75,X", "earth,a,accuracy/mean,0.8,X"]
