@@ -43,6 +43,13 @@ NOTE = (
 """What the numbers of a summary are, for whoever reads it."""
 
 
+OWN = {
+    "val/own_loss/before": "loss on the base's own pictures, before training ↓",
+    "val/own_loss": "the same after training ↓",
+}
+"""How well a diffusion model denoises what its base was trained on, where a run measured that."""
+
+
 def summary_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of the summary, every cell as text; see ``summary``."""
     groups = grouped(records)
@@ -59,8 +66,13 @@ def summary_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
     if whole:
         scored |= IMAGES
     compared = ("dice_loss/label_generated", "matched/iou/mean") if pixels else ()
+    forgotten = any(
+        name in member.record["scores"] for members in groups.values() for member in members for name in OWN
+    )
+    own = OWN if forgotten else {}
     head = ["data", "method", "trained on", "checkpoints", "runs", *scored.values()]
     head += ["Dice loss − input as is ↓", "matched IoU − input as is ↑"] if pixels else []
+    head += own.values()
     lines = []
     for row, members in groups.items():
         cells = [row.data, row.name, row.given, row.checkpoints, str(len(members))]
@@ -68,6 +80,7 @@ def summary_cells(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list
         for score in compared:
             other = row.method != REFERENCE
             cells.append(_difference(members, controls.get(row.data, []), score) if other else "")
+        cells += [_mean_deviation([member.record["scores"].get(name) for member in members]) for name in own]
         lines.append(cells)
     return head, lines
 

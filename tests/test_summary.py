@@ -305,6 +305,16 @@ def test_mattes_have_their_errors_in_the_summary() -> None:
     assert "matte SAD ↓" not in summary_cells([record("classes")])[0]
 
 
+def test_what_a_base_has_forgotten_stands_in_the_summary() -> None:
+    runs = [
+        record("LoRA", scores=scores(0.5) | {"val/own_loss": loss, "val/own_loss/before": 0.05}) for loss in (0.2, 0.3)
+    ]
+    head, lines = summary_cells([*runs, record("U-Net")])
+    assert head[-2:] == ["loss on the base's own pictures, before training ↓", "the same after training ↓"]
+    assert {line[1]: line[-2:] for line in lines} == {"LoRA": ["0.050 ± 0.000", "0.250 ± 0.071"], "U-Net": ["-", "-"]}
+    assert "the same after training ↓" not in summary_cells([record("U-Net")])[0]
+
+
 def test_mattes_are_compared_by_their_errors() -> None:
     def made(method: str, errors: list[float]) -> dict[str, Any]:
         plain = record(method)
