@@ -10,6 +10,7 @@ Every function that draws is a pure function of the generator it is given. Lengt
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -353,6 +354,14 @@ def photograph(rng: np.random.Generator, drawn: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.clip(seen + grain[..., None], 0, 1)).astype(np.uint8)
 
 
+@lru_cache(maxsize=2048)  # 100 MB of 128 x 128 pixels: runs of a sweep are judged by the same pictures
+def _scene(kind: str, seed: int, size: int, split: str, index: int) -> np.ndarray:
+    rng = numpy_stream(seed, "scene classes", split, index)
+    image = photograph(rng, KINDS[kind](rng, (size, size)))
+    image.setflags(write=False)
+    return image
+
+
 class SceneClasses(Drawn):
     """Drawn pictures from above, each of one of ten kinds of land, which is its class.
 
@@ -385,9 +394,8 @@ class SceneClasses(Drawn):
     def read(self, name: str) -> Sample:
         """Draws one picture: image uint8 [size, size, 3], target uint8 [] with its class, and a caption."""
         label = self.label(name)
-        rng = numpy_stream(self.seed, "scene classes", *self.where(name))
-        drawn = KINDS[self.class_names[label]](rng, (self.size, self.size))
-        return Sample(photograph(rng, drawn), np.array(label, np.uint8), self.words(label))
+        image = _scene(self.class_names[label], self.seed, self.size, *self.where(name))
+        return Sample(image, np.array(label, np.uint8), self.words(label))
 
     def label(self, name: str) -> int:
         """The class of a picture, without drawing it."""
