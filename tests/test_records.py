@@ -30,9 +30,9 @@ def records(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules.pop("records")
 
 
-def question(folder: Path) -> Path:
+def question(folder: Path, more: str = "") -> Path:
     place = folder / "experiments" / "asked"
-    write_atomically(place / "README.md", "# Asked\n\n    geoseg report runs/asked --to experiments/asked\n")
+    write_atomically(place / "README.md", f"# Asked\n\n    geoseg report runs/asked --to experiments/asked{more}\n")
     return place / "records.tar.xz"
 
 
@@ -58,6 +58,30 @@ def test_records_come_back_and_those_of_another_machine_stay(records: Any, tmp_p
     records.main(["unpack", *told, str(tmp_path / "back")])
     found = {path.parent.name: json.loads(path.read_text()) for path in (tmp_path / "back").rglob("record.json")}
     assert found == {first["run_id"]: changed, second["run_id"]: stored}
+
+
+def test_logs_that_a_table_is_made_of_are_kept(records: Any, tmp_path: Path) -> None:
+    lines = [
+        {"step": 0, "train/loss": 2.5, "train/accuracy/image": 0.125, "lr/head": 0.001},
+        {"step": 1, "lr/head": 0.0005},
+        {"step": 1, "val/loss": 2.25, "val/accuracy/image": 0.5},
+    ]
+    told = ["--experiments", str(tmp_path / "experiments"), "--runs"]
+    for more, kept in ((" \\\n        --mixtures", True), ("", False)):
+        question(tmp_path, more).unlink(missing_ok=True)
+        put(tmp_path / "here", record())
+        log = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(tmp_path / "here" / "fits" / "f1" / "metrics.jsonl", log)
+        records.main(["pack", *told, str(tmp_path / "here")])
+        back = tmp_path / f"back{kept}"
+        records.main(["unpack", *told, str(back)])
+        found = back / "fits" / "f1" / "metrics.jsonl"
+        assert found.exists() is kept
+    found = tmp_path / "backTrue" / "fits" / "f1" / "metrics.jsonl"
+    assert [json.loads(line) for line in found.read_text().splitlines()] == [
+        {"step": 0, "train/loss": 2.5, "train/accuracy/image": 0.125},
+        {"step": 1, "val/loss": 2.25, "val/accuracy/image": 0.5},
+    ]
 
 
 def test_a_question_without_records_has_no_archive(records: Any, tmp_path: Path) -> None:
