@@ -163,6 +163,9 @@ def draw_results(rows: Sequence[Mapping[str, Any]], palette: Palette, class_name
 ACROSS = 6
 """Pictures in a row of a sheet of whole images."""
 
+NAME = 30
+"""Characters of a name below one of them."""
+
 
 def draw_answers(pictures: Sequence[Mapping[str, Any]], path: Path, note: str = "") -> Path:
     """A sheet of whole images, the class of each above it, and in violet what it was taken for where that is wrong.
@@ -184,9 +187,14 @@ def draw_answers(pictures: Sequence[Mapping[str, Any]], path: Path, note: str = 
         said = f"{picture['label']}, {picture['sure']:.0%}"
         title = f"{picture['target'] or 'class not known'}\n{'' if right and picture['target'] else 'taken for '}{said}"
         axis.set_title(title, fontsize=7, color="black" if right else WRONG, parse_math=False)
-        axis.set_xlabel(picture["name"], fontsize=6, parse_math=False)
+        axis.set_xlabel(_short(picture["name"]), fontsize=6, parse_math=False)
     figure.supxlabel(note, fontsize=7, parse_math=False)
     return _write(figure, path)
+
+
+def _short(name: str) -> str:
+    """A name that fits below a picture; its end, which tells it from others, stays."""
+    return name if len(name) <= NAME else f"…{name[1 - NAME :]}"
 
 
 def draw_confusion(counts: Sequence[Sequence[int]], class_names: Sequence[str], path: Path, note: str = "") -> Path:
