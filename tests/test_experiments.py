@@ -18,7 +18,12 @@ from geoseg.overrides import check_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 QUESTIONS = sorted(path.parent for path in (ROOT / "experiments").rglob("results.csv"))
-TABLED = [folder for folder in QUESTIONS if "<!-- table -->" in (folder / "README.md").read_text(encoding="utf-8")]
+TABLED = [  # of label maps; classifiers of whole pictures have other scores
+    folder
+    for folder in QUESTIONS
+    if "<!-- table -->" in (folder / "README.md").read_text(encoding="utf-8")
+    and "iou/mean" in (folder / "results.csv").read_text(encoding="utf-8").partition("\n")[0].split(",")
+]
 SCORES = (
     "dice_loss/label_generated",
     *(f"{matched}{score}" for matched in ("", "matched/") for score in ("iou/mean", "dice/mean", "accuracy/pixel")),
