@@ -456,6 +456,8 @@ def draw_training(metrics: Path, path: Path) -> Path:
     for name in sorted({name for line in lines for name in line if name.startswith("lr/")}):
         rate_axis.plot(*_series(lines, name), label=name.removeprefix("lr/"))
     rate_axis.set(xlabel="step", ylabel="learning rate", yscale="log", title="learning rates")
+    for axis in (loss_axis, rate_axis):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     rate_axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
     return _write(figure, path)
 

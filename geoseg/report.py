@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import gc
+import hashlib
 import io
 import json
 import os
@@ -230,6 +231,10 @@ COLUMNS = (
 )
 
 
+NAMES_IN_A_CELL = 100
+"""Spreadsheets cut cells at 32 767 characters, which 10 000 training pictures are far above."""
+
+
 def result_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A record as rows of results.csv, one per stage and one for the answer of a method without stages."""
     facts = {
@@ -238,7 +243,7 @@ def result_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         "method": record["method"],
         "data": record["data"]["name"],
         "num_train": record["num_train"],
-        "train": " ".join(record["data"]["train"]),
+        "train": _told(record["data"]["train"]),
         "seed": record["seed"],
         "checkpoints": record["checkpoints"]["kind"],
         "status": record["status"],
@@ -254,6 +259,13 @@ def result_rows(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         numbers = {name.removeprefix("test/"): value for name, value in scores.items() if name.startswith("test/")}
         made.append({**facts, "stage": stage if record["stages"] else "", **numbers})
     return made
+
+
+def _told(names: Sequence[str]) -> str:
+    """Names for one cell of a table, or how many and a digest where they would be too long for one."""
+    if len(names) <= NAMES_IN_A_CELL:
+        return " ".join(names)
+    return f"{len(names)} names in record.json, SHA-256 {hashlib.sha256(json.dumps(names).encode()).hexdigest()[:12]}"
 
 
 class Found(NamedTuple):

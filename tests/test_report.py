@@ -129,6 +129,10 @@ def test_rows_of_results(tmp_path: Path) -> None:
     assert [row["status"] for row in rows] == ["done"] * 4 + ["failed"]
     assert rows[2]["iou/mean"] == pytest.approx(0.303)
     assert rows[3]["train"] == "t0 t1 t2 t3"
+    many = [f"t{i}" for i in range(10_000)]
+    cells = [result_rows({**RUN[1], "data": {**RUN[1]["data"], "train": names}})[0]["train"] for names in (many, many[::-1])]
+    assert [cell.partition(",")[0] for cell in cells] == ["10000 names in record.json"] * 2
+    assert cells[0] != cells[1]
     assert rows[0]["minutes"] == 2.0
     path = write_results([RUN[0], RUN[1], failed()], tmp_path / "results.csv")
     with path.open(newline="") as file:
