@@ -96,8 +96,8 @@ def mixtures(
         raise ValueError("no finished run has learnt from a mixture; runs of experiment=synthetic_data do")
     order = {"": 0, "generated": 0, "nothing": 1, "noised": 2}
 
-    def place(one: Mixed) -> tuple[str, bool, int, float]:
-        return one.share.data, one.share.seen, order[one.share.rest], -one.share.real
+    def place(one: Mixed) -> tuple[str, bool, int, float, float]:
+        return one.share.data, one.share.seen, order[one.share.rest], -one.share.real, one.share.noise
 
     return sorted(found.values(), key=place)
 
@@ -107,7 +107,7 @@ NOTE = (
     "epoch, as they were met, minus that on the validation pictures after it. Differences are in accuracy, picture by "
     "picture over the seeds that both have: first a bootstrap interval over test pictures, widened so that those of "
     "one column hold together with 95 % (Bonferroni), then Student's over seeds, likewise. 10:0 is all real at the "
-    "same number."
+    "same number; noised copies are of the same real part, to the same number, with the least noise that was run."
 )
 """What the numbers of ``mixture_cells`` are."""
 
@@ -115,13 +115,16 @@ NOTE = (
 def mixture_cells(found: Sequence[Mixed]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table of mixtures, every cell as text."""
     head = ["data", "real : generated", "trained on", "seeds", *SCORED.values(), *LOST.values(), "gap ↓"]
-    head += ["− 10:0 ↑", "− its real part alone ↑"]
+    head += ["− 10:0 ↑", "− its real part alone ↑", "− noised copies ↑"]
     whole = {one.share.data: one for one in found if one.share.rest == "" and not one.share.seen}
-    parts = {(one.share.data, one.share.total, one.share.real): one for one in found if one.share.rest == "nothing"}
+    alone, noised = (
+        {one.share[:3]: one for one in reversed(found) if one.share.rest == rest} for rest in ("nothing", "noised")
+    )
     against = [
         (
             whole.get(one.share.data) if one.share.rest or one.share.seen else None,
-            parts.get(one.share[:3]) if one.share.rest in ("generated", "noised") else None,
+            alone.get(one.share[:3]) if one.share.rest in ("generated", "noised") else None,
+            noised.get(one.share[:3]) if one.share.rest == "generated" else None,
         )
         for one in found
     ]

@@ -223,6 +223,8 @@ def test_the_report_of_mixtures(mixed: SimpleNamespace, tmp_path: Path, capsys: 
     assert "3 seeds" in rows[1][9]
     alone = means["0.5 real, rest nothing"]
     assert rows[1][10].startswith(f"{means[pair[0]] - alone:+.3f} [")
+    assert rows[1][11].startswith(f"{means[pair[0]] - means['0.5 real, rest noised']:+.3f} [")
+    assert [number for number, row in enumerate(rows) if row[11].strip(" |")] == [1]
     assert rows[0][9].strip() == rows[2][10].strip(" |") == ""
     assert f"{means[pair[0]] - means[pair[1]]:+.3f}" in text.split("<!-- comparisons -->")[1]
     for name in ("mixtures", "mixture_curves"):
