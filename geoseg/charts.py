@@ -16,7 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatterSciNotation, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    FixedLocator,
+    LogFormatterSciNotation,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+)
 
 from geoseg.ablation import IMAGES, LOSSES, SCORES, Ablation, is_number, shown, titles_of
 from geoseg.losses import TRAIN, TRAIN_ACCURACY, VAL, VAL_ACCURACY, Curve, smoothed
@@ -224,9 +231,10 @@ def draw_ablations(made: Sequence[Ablation], folder: Path, name: str) -> list[tu
 
 
 def draw_mixture_curves(found: Sequence[Mixed], stem: Path) -> list[Path]:
-    """Loss and accuracy over epochs, a column per share of real pictures (Figures 2 to 4 of Khrulev).
+    """Loss above accuracy over epochs, a column per share of real pictures (Figures 2 to 4 of Khrulev).
 
-    Thin lines are single seeds, thick ones their mean.
+    Generated pictures, real parts alone and noised copies are below each other. Thin lines are single seeds, thick ones
+    their mean.
 
     Args:
         found: see ``geoseg.mixtures.mixtures``; those without curves are left out.
@@ -235,28 +243,41 @@ def draw_mixture_curves(found: Sequence[Mixed], stem: Path) -> list[Path]:
     Returns:
         The PNG and the PDF; none where nothing was logged.
     """
-    logged = [one for one in found if any(one.curves)]
-    if not logged:
+    bands: dict[str, list[Mixed]] = {}
+    for one in found:
+        if any(one.curves):
+            bands.setdefault(one.share.rest or "generated", []).append(one)  # all real: the end of the first band
+    if not bands:
         return []
-    figure = Figure(figsize=(2.1 * len(logged) + 0.6, 4.4), layout="constrained")
-    rows = figure.subplots(2, len(logged), squeeze=False, sharey="row", sharex="col")
-    for column, one in enumerate(logged):
-        epochs = [by_epoch(run.record, curves) for run, curves in zip(one.runs, one.curves, strict=True)]
-        for row, names in enumerate(((TRAIN, VAL), (TRAIN_ACCURACY, VAL_ACCURACY))):
-            axis = rows[row, column]
-            for name, colour, dash in zip(names, COLOURS, DASHES, strict=False):
-                there = [curves[name] for curves in epochs if name in curves]
-                for curve in there:
-                    axis.plot(*curve, color=colour, ls=dash, lw=0.5, alpha=0.35)
-                shortest = min((len(curve.values) for curve in there), default=0)
-                if shortest:
-                    mean = np.mean([curve.values[:shortest] for curve in there], axis=0)
-                    axis.plot(there[0].steps[:shortest], mean, color=colour, ls=dash, lw=1.6)
-            _plain(axis)
-        rows[0, column].set_title(textwrap.fill(one.share.name, 18), fontsize=8.5, parse_math=False)
-        rows[1, column].set_xlabel("epoch", fontsize=8)
-    rows[0, 0].set_ylabel("loss", fontsize=8)
-    rows[1, 0].set_ylabel("accuracy", fontsize=8)
+    across = max(map(len, bands.values()))
+    figure = Figure(figsize=(1.5 * across + 0.6, 3.6 * len(bands) + 0.5), layout="constrained")
+    rows = figure.subplots(2 * len(bands), across, squeeze=False)
+    for axis in rows.flat:
+        axis.set_visible(False)
+    for band, mixed in enumerate(bands.values()):
+        for column, one in enumerate(mixed):
+            epochs = [by_epoch(run.record, curves) for run, curves in zip(one.runs, one.curves, strict=True)]
+            for row, names in enumerate(((TRAIN, VAL), (TRAIN_ACCURACY, VAL_ACCURACY))):
+                axis, first = rows[2 * band + row, column], rows[row, 0]
+                axis.set_visible(True)
+                if axis is not first:
+                    axis.sharey(first)
+                axis.tick_params(labelleft=column == 0, labelbottom=row == 1)
+                for name, colour, dash in zip(names, COLOURS, DASHES, strict=False):
+                    there = [curves[name] for curves in epochs if name in curves]
+                    for curve in there:
+                        axis.plot(*curve, color=colour, ls=dash, lw=0.5, alpha=0.35)
+                    shortest = min((len(curve.values) for curve in there), default=0)
+                    if shortest:
+                        mean = np.mean([curve.values[:shortest] for curve in there], axis=0)
+                        axis.plot(there[0].steps[:shortest], mean, color=colour, ls=dash, lw=1.6)
+                _plain(axis)
+                axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            above, below = rows[2 * band : 2 * band + 2, column]
+            above.set_title(textwrap.fill(one.share.name, 18), fontsize=8.5, parse_math=False)
+            below.set_xlabel("epoch", fontsize=8)
+        rows[2 * band, 0].set_ylabel("loss", fontsize=8)
+        rows[2 * band + 1, 0].set_ylabel("accuracy", fontsize=8)
     handles = [
         Line2D([], [], color=colour, ls=dash, label=name)
         for name, colour, dash in zip(("training", "validation"), COLOURS, DASHES, strict=False)

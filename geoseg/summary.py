@@ -27,7 +27,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
     over independent units (a unit's score is its mean over the runs that tested it), with a 95 % bootstrap interval
     over units. Runs that failed are named below the table.
     """
-    lines = [*markdown(*summary_cells(records)), "", NOTE]
+    lines = [*markdown(*summary_cells(records)), "", summary_note(records)]
     failed = [record for record in records if record["status"] == "failed"]
     if failed:
         lines += ["", f"{len(failed)} of {len(records)} runs failed:", ""]
@@ -35,12 +35,18 @@ def summary(records: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-NOTE = (
-    "Scores are those of all pixels of a data set together, as mean ± spread over runs. Differences are taken "
-    "profile by profile, over the classes of each, and then averaged, so that they need not be the differences of "
-    "two rows; their intervals are over profiles, or the larger units that profiles were cut from, not over seeds."
-)
-"""What the numbers of a summary are, for whoever reads it."""
+def summary_note(records: Sequence[Mapping[str, Any]]) -> str:
+    """What the numbers of ``summary_cells`` are, for whoever reads it."""
+    _, pixels = of_images(grouped(records))
+    counted = "pixels" if pixels else "pictures"
+    note = f"Scores are those of all {counted} of a data set together, as mean ± spread over runs."
+    if not pixels:
+        return note
+    return (
+        f"{note} Differences are taken profile by profile, over the classes of each, and then averaged, so that they "
+        "need not be the differences of two rows; their intervals are over profiles, or the larger units that "
+        "profiles were cut from, not over seeds."
+    )
 
 
 OWN = {

@@ -205,6 +205,7 @@ def test_the_report_of_mixtures(mixed: SimpleNamespace, tmp_path: Path, capsys: 
     pair = ["0.5 real, rest generated", "1.0 real, rest generated"]
     assert main(["report", str(mixed.runs), "--to", str(tmp_path), "--mixtures", "--compare", *pair]) == 0
     text = (tmp_path / "README.md").read_text()
+    assert "Scores are those of all pictures" in text and "pixels" not in text
     rows = [line.split(" | ") for line in text.split("mixtures -->")[1].splitlines() if line.startswith("| scene")]
     assert [row[1] for row in rows] == [
         "10:0",

@@ -368,10 +368,10 @@ def _write_page(
 ) -> Path:
     """Everything as one page."""
     from geoseg.page import Drawing, Table, write_page
-    from geoseg.summary import COST_NOTE, NOTE, comparison_cells, cost_cells, summary_cells
+    from geoseg.summary import COST_NOTE, comparison_cells, cost_cells, summary_cells, summary_note
 
     records = [run.record for run in runs]
-    summaries = [Table("Means over runs", *summary_cells(records), NOTE)]
+    summaries = [Table("Means over runs", *summary_cells(records), summary_note(records))]
     if options.compare:
         summaries.append(Table("Comparisons", *comparison_cells(records, options.compare)))
     summaries.append(Table("What it costs", *cost_cells(records), COST_NOTE))
