@@ -27,6 +27,7 @@ from geoseg import progress as bars
 from geoseg.assembly import Models, assembled
 from geoseg.config import build, check_targets
 from geoseg.crops import bucket
+from geoseg.data.image_folder import MARK, caption, check_template
 from geoseg.data.likeness import MEASURE, Likeness, Nearest
 from geoseg.data.pictures import read_profile
 from geoseg.figures import draw_beside
@@ -44,9 +45,6 @@ SCHEMA = 1
 
 SHOWN = 3
 """Drawn and real pictures of every class on the sheet."""
-
-MARK = "{}"
-"""Where a template has the name of the class."""
 
 
 @dataclass(frozen=True)
@@ -406,8 +404,8 @@ def _prompts(record: Mapping[str, Any], source: Any, classes: Sequence[str] | No
     """
     known = list(source.class_names)
     words = getattr(source, "words", None)
-    if template and template.count(MARK) != 1:
-        raise ValueError(f"template={template}: wanted is {MARK} once, where the name of the class is to stand")
+    if template:
+        check_template(template, "template")
     if not known and classes is None:
         raise ValueError(
             f"the run's data, {source.title}, has no classes; say which to draw, classes=[river,coast], and with what "
@@ -425,14 +423,14 @@ def _prompts(record: Mapping[str, Any], source: Any, classes: Sequence[str] | No
             f"the run's data, {source.title}, has no words for its classes; say how to ask for one, "
             f"template='a satellite image of {MARK}'"
         )
-    caption = record["config"]["method"]["task"].get("caption")
-    if caption is not None and len(names) > 1:
+    fixed = record["config"]["method"]["task"].get("caption")
+    if fixed is not None and len(names) > 1:
         raise ValueError(
-            f"the run was trained with one caption for all pictures, {caption!r}, so that words tell it no class from "
+            f"the run was trained with one caption for all pictures, {fixed!r}, so that words tell it no class from "
             "another; train one with method.task.caption=null"
         )
     if template:
-        return {name: template.replace(MARK, name.replace("_", " ")) for name in names}
+        return {name: caption(template, name) for name in names}
     return {name: words(known.index(name)) for name in names}  # type: ignore[misc]
 
 

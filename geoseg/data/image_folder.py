@@ -17,6 +17,9 @@ from geoseg.types import Sample
 TEMPLATE = "a satellite image of {}"
 """What a caption says of a class."""
 
+MARK = "{}"
+"""Where a template has the name of the class."""
+
 
 class ImageFolder:
     """Pictures in ``<root>/<class>/<file>``; a sample is called after both, such as ``airplane/airplane001.jpg``.
@@ -35,7 +38,8 @@ class ImageFolder:
         title: what tables call the data set; None: the name of root.
 
     Raises:
-        ValueError: folders, classes or pictures are missing, or the splits leave nothing to train on.
+        ValueError: folders, classes or pictures are missing, the splits leave nothing to train on, or the template has
+            no place for the class.
     """
 
     per_image = True
@@ -53,6 +57,7 @@ class ImageFolder:
         template: str = TEMPLATE,
         title: str | None = None,
     ) -> None:
+        check_template(template, "data.source.template")
         top = Path(root).expanduser()
         self.root = top / (images or "")
         if not self.root.is_dir():
@@ -91,7 +96,7 @@ class ImageFolder:
 
     def words(self, class_index: int) -> str:
         """The caption of a class's pictures."""
-        return self.template.format(self.class_names[class_index])
+        return caption(self.template, self.class_names[class_index])
 
     def shape(self, name: str) -> tuple[int, int]:
         """H and W as a viewer shows the picture."""
@@ -153,6 +158,25 @@ def spaced(name: str) -> str:
     'storage tank'
     """
     return name.replace("_", " ")
+
+
+def caption(template: str, name: str) -> str:
+    """What a template says of a class.
+
+    >>> caption("a satellite image of {}", "storage_tank")
+    'a satellite image of storage tank'
+    """
+    return template.replace(MARK, spaced(name))
+
+
+def check_template(template: str, option: str) -> None:
+    """Looks whether words tell classes apart.
+
+    Raises:
+        ValueError: the template has not one place for the name of a class; begins with the option.
+    """
+    if template.count(MARK) != 1:
+        raise ValueError(f"{option}={template}: wanted is {MARK} once, where the name of the class is to stand")
 
 
 def _folders(root: Path) -> dict[str, Path]:

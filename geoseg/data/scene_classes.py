@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from geoseg.data.earth import crater_field
-from geoseg.data.image_folder import TEMPLATE
+from geoseg.data.image_folder import TEMPLATE, caption, check_template
 from geoseg.data.scenes import Size, axes, levelled, noise
 from geoseg.data.synthetic import Drawn
 from geoseg.randomness import numpy_stream
@@ -387,6 +387,7 @@ class SceneClasses(Drawn):
         seed: int = 0,
         template: str = TEMPLATE,
     ) -> None:
+        check_template(template, "data.source.template")
         counts = {"train": train, "val": val, "test": test}
         super().__init__("scene classes", counts, 4, size, seed, "image", tuple(KINDS))
         self.template = template
@@ -403,7 +404,7 @@ class SceneClasses(Drawn):
 
     def words(self, class_index: int) -> str:
         """The caption of a class's pictures."""
-        return self.template.format(self.class_names[class_index])
+        return caption(self.template, self.class_names[class_index])
 
     def parameters(self) -> tuple[str | int, ...]:
         """Size, seed and template; how many there are changes no picture."""

@@ -108,6 +108,7 @@ def test_copies_across_splits_are_told(tmp_path: Path) -> None:
         ({"class_names": ["a", "b", "d"]}, "c is none of the 3 classes\n  no folder for the class 'd'"),
         ({"val": 8, "test": 2}, "are 10 pictures, and .* holds 9, so that none is left"),
         ({"val": 1.5}, "val=1.5: a number of pictures is wanted, or a share below 1"),
+        ({"template": "land from above"}, "data.source.template=land from above: wanted is {} once"),
         ({"leave_out": ["a/b.png"]}, "leave_out names what is not in .*:\n  a/b.png"),
     ],
 )
