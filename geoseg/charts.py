@@ -6,7 +6,7 @@ import os
 import re
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -230,11 +230,15 @@ def draw_ablations(made: Sequence[Ablation], folder: Path, name: str) -> list[tu
     return [(f"{one.data} over {one.key}", draw_ablation(one, stem)) for one, stem in zip(made, stems, strict=True)]
 
 
+BAND = 8
+"""Panels of one band of curves; more are ordered into bands by kind."""
+
+
 def draw_mixture_curves(found: Sequence[Mixed], stem: Path) -> list[Path]:
     """Loss above accuracy over epochs, a column per share of real pictures (Figures 2 to 4 of Khrulev).
 
-    Generated pictures, real parts alone and noised copies are below each other. Thin lines are single seeds, thick ones
-    their mean.
+    Where there are many, generated pictures, real parts alone and noised copies are below each other. Thin lines are
+    single seeds, thick ones their mean.
 
     Args:
         found: see ``geoseg.mixtures.mixtures``; those without curves are left out.
@@ -243,12 +247,14 @@ def draw_mixture_curves(found: Sequence[Mixed], stem: Path) -> list[Path]:
     Returns:
         The PNG and the PDF; none where nothing was logged.
     """
-    bands: dict[str, list[Mixed]] = {}
-    for one in found:
-        if any(one.curves):
-            bands.setdefault(one.share.rest or "generated", []).append(one)  # all real: the end of the first band
-    if not bands:
+    logged = [one for one in found if any(one.curves)]
+    if not logged:
         return []
+    several = len({one.share.data for one in logged}) > 1
+    bands: dict[tuple[str, ...], list[Mixed]] = {}
+    for one in logged:  # all real: the end of the first band; few panels make one
+        kind = (one.share.data, one.share.setting, one.share.folder, one.share.rest or "generated")
+        bands.setdefault(kind if len(logged) > BAND else (), []).append(one)
     across = max(map(len, bands.values()))
     figure = Figure(figsize=(1.5 * across + 0.6, 3.6 * len(bands) + 0.5), layout="constrained")
     rows = figure.subplots(2 * len(bands), across, squeeze=False)
@@ -274,7 +280,8 @@ def draw_mixture_curves(found: Sequence[Mixed], stem: Path) -> list[Path]:
                 _plain(axis)
                 axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
             above, below = rows[2 * band : 2 * band + 2, column]
-            above.set_title(textwrap.fill(one.share.name, 18), fontsize=8.5, parse_math=False)
+            title = f"{one.share.name}, {one.share.data}" if several else one.share.name
+            above.set_title(textwrap.fill(title, 18), fontsize=8.5, parse_math=False)
             below.set_xlabel("epoch", fontsize=8)
         rows[2 * band, 0].set_ylabel("loss", fontsize=8)
         rows[2 * band + 1, 0].set_ylabel("accuracy", fontsize=8)
@@ -299,27 +306,21 @@ def draw_mixture_shares(found: Sequence[Mixed], stem: Path) -> list[Path]:
         The PNG and the PDF.
     """
     kinds = {"generated": "with generated ones", "nothing": "real part alone", "noised": "with noised copies"}
-    lines: dict[str, dict[str, dict[float, list[float]]]] = {"accuracy": {}, "gap": {}}
-    for one in found:
-        if one.share.seen:
-            continue
-        numbers = {"accuracy": [run.scores.get("test/accuracy/image") for run in one.runs], "gap": gaps(one)}
-        for title, values in numbers.items():
-            known = [value for value in values if value is not None]
-            for kind in kinds if one.share.rest == "" else [one.share.rest]:  # all real: the end of every line
-                if known:
-                    lines[title].setdefault(kind, {}).setdefault(one.share.real, []).extend(known)
-    there = [kind for kind in kinds if any(one.share.rest == kind for one in found)] or ["generated"]
+    several = len({one.share.data for one in found}) > 1
+    lines: dict[str, list[Mixed]] = {}
+    for one in sorted((one for one in found if not one.share.seen), key=lambda one: one.share.rest == ""):
+        apart = [one.share.folder, one.share.setting, one.share.data if several else ""]
+        name = ", ".join(part for part in (kinds[one.share.rest or "generated"], *apart) if part)
+        ends = [] if one.share.rest else [line for line in lines.values() if _one_setting(line[0], one)]
+        for line in ends or [lines.setdefault(name, [])]:  # all real: the end of every line of its setting
+            line.append(one)
+    names = list(lines)
     figure, axes = _panels(2, 2, (8.0, 3.0))
-    titles = ("accuracy on real test pictures ↑", "accuracy, training − validation")
-    for axis, of, told in zip(axes, lines.values(), titles, strict=True):
-        for kind in there:
-            if points := of.get(kind):
-                _draw_line(axis, dict(sorted(points.items())), **_style(kind, "", there, []))
-        axis.set_title(told, fontsize=9)
-        axis.set_xlabel("share of real pictures", fontsize=8)
-        _plain(axis)
-    handles = [Line2D([], [], **_style(kind, "", there, []), label=kinds[kind]) for kind in there]
+    _draw_shares(axes[0], lines, lambda one: [run.scores.get("test/accuracy/image") for run in one.runs])
+    _draw_shares(axes[1], lines, gaps)
+    axes[0].set_title("accuracy on real test pictures ↑", fontsize=9)
+    axes[1].set_title("gap: accuracy in training − in validation ↓", fontsize=9)
+    handles = [Line2D([], [], **_style(name, "", names, []), label=name) for name in names]
     seen = [
         f"{one.share.name}: accuracy {fmean(values):.3f}"
         for one in found
@@ -329,6 +330,24 @@ def draw_mixture_shares(found: Sequence[Mixed], stem: Path) -> list[Path]:
     note = "lines: means over seeds; points: single runs; band: Student's 95 % interval from three runs on"
     _below(figure, handles, "; ".join([note, *seen]))
     return _save(figure, stem)
+
+
+def _one_setting(one: Mixed, other: Mixed) -> bool:
+    return (one.share.data, one.share.setting) == (other.share.data, other.share.setting)
+
+
+def _draw_shares(
+    axis: Axes, lines: Mapping[str, Sequence[Mixed]], measured: Callable[[Mixed], Sequence[float | None]]
+) -> None:
+    for name, members in lines.items():
+        points: dict[float, list[float]] = {}
+        for one in sorted(members, key=lambda one: one.share.real):
+            points.setdefault(one.share.real, []).extend(value for value in measured(one) if value is not None)
+        points = {share: values for share, values in points.items() if values}
+        if points:
+            _draw_line(axis, points, **_style(name, "", list(lines), []))
+    axis.set_xlabel("share of real pictures", fontsize=8)
+    _plain(axis)
 
 
 def draw_costs(found: Sequence[Cost], stem: Path, measure: str = "minutes") -> list[Path]:

@@ -139,7 +139,8 @@ def _leave_out_what_it_knows(data: DataModule, record: Mapping[str, Any], trust:
         cut = {_content(_whole(source, name)) for name in known}
     except (ValueError, OSError, KeyError) as error:
         log.warning(
-            "whether the run was trained on some of these pictures cannot be looked up: its own data is not there (%s)",
+            "whether the run was trained on some of these pictures cannot be looked up, and none is left out: its own "
+            "data cannot be read as it was (%s)",
             error,
         )
         return

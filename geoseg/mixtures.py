@@ -10,7 +10,7 @@ import numpy as np
 
 from geoseg.losses import TRAIN, TRAIN_ACCURACY, VAL, VAL_ACCURACY, Curve
 from geoseg.metrics.statistics import interval, student_interval
-from geoseg.summary import Member, grouped, unit_means
+from geoseg.summary import Member, grouped, is_mixture, learnt_from, told_apart, unit_means
 
 ACCURACY = "accuracy/image"
 
@@ -29,6 +29,8 @@ class Share(NamedTuple):
         rest: what the others are, "generated", "nothing" or "noised"; "" where there are none.
         noise: of noised ones, else 0.
         seen: whether the real ones are those that the generator has learnt from.
+        folder: of generated pictures, where runs have learnt from several; else "".
+        setting: how else the trainings were set, where they differ, such as "epochs=20"; else "".
     """
 
     data: str
@@ -37,6 +39,8 @@ class Share(NamedTuple):
     rest: str
     noise: float
     seen: bool
+    folder: str = ""
+    setting: str = ""
 
     @property
     def name(self) -> str:
@@ -45,12 +49,14 @@ class Share(NamedTuple):
         >>> Share("scenes", 400, 0.8, "generated", 0, False).name
         '8:2'
         """
-        if self.seen:
-            return "what the generator saw"
         ratio = f"{10 * self.real:.4g}:{10 - 10 * self.real:.4g}"
-        if self.rest == "nothing":
-            return f"{ratio}, real part alone"
-        return f"{ratio}, noised copies ({self.noise:g})" if self.rest == "noised" else ratio
+        if self.seen:
+            ratio = "what the generator saw"
+        elif self.rest == "nothing":
+            ratio += ", real part alone"
+        elif self.rest == "noised":
+            ratio += f", noised copies ({self.noise:g})"
+        return ", ".join(part for part in (ratio, self.folder, self.setting) if part)
 
 
 class Mixed(NamedTuple):
@@ -72,6 +78,9 @@ def mixtures(
 ) -> list[Mixed]:
     """Finished runs on mixtures by what they learnt from: generated pictures first, most real ones first.
 
+    Runs whose data or trainings were set differently are kept apart. The same training set under two names (all real,
+    whatever was to stand beside) counts once per seed.
+
     Args:
         records: finished or not; those whose data is no mixture are left out.
         curves: fit id to what was logged.
@@ -79,27 +88,45 @@ def mixtures(
     Raises:
         ValueError: none is left.
     """
+    members = [
+        (row.data, member) for row, group in grouped(records).items() for member in group if is_mixture(_source(member))
+    ]
+    if not members:
+        raise ValueError("no finished run has learnt from a mixture; runs of experiment=synthetic_data do")
+    shares = [_share(data, member) for data, member in members]
+    settings = told_apart([member.record for _, member in members], "method", lambda record: ("",), beside=shares)
+    totals, folders = {share.total for share in shares} - {None}, {share.folder for share in shares} - {""}
     found: dict[Share, Mixed] = {}
-    for members in grouped(records).values():
-        for member in members:
-            source = member.record["config"]["data"]["source"]
-            if not str(source.get("_target_", "")).endswith(".Mixture"):
-                continue
-            alone = source["real"] == 1  # whatever was to stand beside
-            rest = "" if alone else source["rest"]
-            noise = source["noise"] if rest == "noised" else 0.0
-            of = Share(member.record["data"]["name"], source["total"], source["real"], rest, noise, source["seen"])
-            mixed = found.setdefault(of, Mixed(of, [], []))
+    for (_, member), share, setting in zip(members, shares, settings, strict=True):
+        told = [f"total={share.total}"] if len(totals) > 1 and share.total is not None else []
+        told += [setting.removeprefix(" (").removesuffix(")")] if setting else []
+        share = share._replace(folder=share.folder if len(folders) > 1 else "", setting=", ".join(told))
+        mixed = found.setdefault(share, Mixed(share, [], []))
+        if all(_training_set(member) != _training_set(run) for run in mixed.runs):
             mixed.runs.append(member)
             mixed.curves.append((curves or {}).get(member.record["fit_id"], {}))
-    if not found:
-        raise ValueError("no finished run has learnt from a mixture; runs of experiment=synthetic_data do")
     order = {"": 0, "generated": 0, "nothing": 1, "noised": 2}
 
-    def place(one: Mixed) -> tuple[str, bool, int, float, float]:
-        return one.share.data, one.share.seen, order[one.share.rest], -one.share.real, one.share.noise
+    def place(one: Mixed) -> tuple[Any, ...]:
+        share = one.share
+        return share.data, share.setting, share.seen, order[share.rest], share.folder, -share.real, share.noise
 
     return sorted(found.values(), key=place)
+
+
+def _source(member: Member) -> Mapping[str, Any]:
+    source: Mapping[str, Any] = member.record["config"]["data"]["source"]
+    return source
+
+
+def _share(data: str, member: Member) -> Share:
+    source = learnt_from(_source(member))
+    rest, noise, folder = source.get("rest", ""), source.get("noise", 0.0), source.get("synthetic", "")
+    return Share(data, source["total"], source["real"], rest, noise, source["seen"], folder)
+
+
+def _training_set(member: Member) -> tuple[Any, ...]:
+    return member.record["seed"], member.record["data"]["fingerprint"]
 
 
 NOTE = (
@@ -116,15 +143,11 @@ def mixture_cells(found: Sequence[Mixed]) -> tuple[list[str], list[list[str]]]:
     """Head and rows of a table of mixtures, every cell as text."""
     head = ["data", "real : generated", "trained on", "seeds", *SCORED.values(), *LOST.values(), "gap ↓"]
     head += ["− 10:0 ↑", "− its real part alone ↑", "− noised copies ↑"]
-    whole = {one.share.data: one for one in found if one.share.rest == "" and not one.share.seen}
-    alone, noised = (
-        {one.share[:3]: one for one in reversed(found) if one.share.rest == rest} for rest in ("nothing", "noised")
-    )
     against = [
         (
-            whole.get(one.share.data) if one.share.rest or one.share.seen else None,
-            alone.get(one.share[:3]) if one.share.rest in ("generated", "noised") else None,
-            noised.get(one.share[:3]) if one.share.rest == "generated" else None,
+            _other(found, one, "") if one.share.rest or one.share.seen else None,
+            _other(found, one, "nothing") if one.share.rest in ("generated", "noised") else None,
+            _other(found, one, "noised") if one.share.rest == "generated" else None,
         )
         for one in found
     ]
@@ -139,6 +162,17 @@ def mixture_cells(found: Sequence[Mixed]) -> tuple[list[str], list[list[str]]]:
             cells.append("" if other is None else _difference(one.runs, other.runs, 1 - 0.05 / count))
         rows.append(cells)
     return head, rows
+
+
+def _other(found: Sequence[Mixed], one: Mixed, rest: str) -> Mixed | None:
+    """What a mixture is compared with: all real at its number, or else its own real part; the first there is."""
+
+    def fits(share: Share) -> bool:
+        same = (share.data, share.setting) == (one.share.data, one.share.setting) or one.share.seen
+        of_part = rest == "" or (share.total, share.real) == (one.share.total, one.share.real)
+        return share.rest == rest and not share.seen and share.data == one.share.data and same and of_part
+
+    return next((other for other in found if fits(other.share)), None)
 
 
 def gaps(mixed: Mixed) -> list[float | None]:
@@ -190,4 +224,4 @@ def _difference(runs: Sequence[Member], others: Sequence[Member], confidence: fl
     over_units = interval(differences, confidence)
     over_seeds = student_interval([a - b for a, b in zip(mine, theirs, strict=True)], confidence)
     told = [f"[{ends[0]:+.3f}, {ends[1]:+.3f}]" if ends else "no interval" for ends in (over_units, over_seeds)]
-    return f"{fmean(differences):+.3f} {told[0]} pictures, {told[1]} {len(seeds)} seeds"
+    return f"{fmean(differences):+.3f} {told[0]} pictures, {told[1]} {len(seeds)} seed{'s' * (len(seeds) != 1)}"

@@ -514,7 +514,7 @@ def grouped(records: Sequence[Mapping[str, Any]]) -> dict[Row, list[Member]]:
 
 _VARIED = re.compile(
     r"data\.(seed|root|source\.root|workers|batch_size|select|num_train|tolerances.*|published_\w+|merge_threshold)|"
-    r"data\.source\.(synthetic|choice_seed)|"
+    r"data\.source\.choice_seed|"
     r"method\.(.*\.)?seed|method\.(title|given\..*)|.*\.(path|path_or_id|_partial_)"
 )
 """Settings that may differ between the runs of one row."""
@@ -523,12 +523,34 @@ _MIXED = re.compile(r"data\.source\.(synthetic|total|real|rest|noise|seen|choice
 """Settings of a ``Mixture`` that change what is learnt from, and nothing that is tested on."""
 
 
+def is_mixture(source: Mapping[str, Any]) -> bool:
+    """Whether a data set's training set is a ``Mixture``."""
+    return str(source.get("_target_", "")).endswith(".Mixture")
+
+
+def learnt_from(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a ``Mixture`` that decide what is in its training set.
+
+    All real is that, whatever was to stand beside; noise counts where there are noised copies, and the name of the
+    folder where something in it was used.
+    """
+    kept = {"total", "real", "seen", "choice_seed"}
+    if source["real"] != 1:
+        kept |= {"rest"} | ({"noise"} if source["rest"] == "noised" else set())
+    used = source["seen"] or (source["real"] != 1 and source["rest"] == "generated")
+    folder = {"synthetic": Path(str(source["synthetic"])).name} if used else {}
+    return {key: value for key, value in source.items() if key in kept} | folder
+
+
 def _settings(record: Mapping[str, Any], part: str) -> dict[str, str]:
     """What decides a number besides seed and training samples, by its full name."""
     config = record.get("config", {})
-    flat = [(name, value) for name, value in flattened(config.get(part), part) if not _MIXED.fullmatch(name)]
-    if part == "method":  # what stands in a training set beside its data is how the method was trained
-        flat += [(name, value) for name, value in flattened(config.get("data"), "data") if _MIXED.fullmatch(name)]
+    flat = list(flattened(config.get(part), part))
+    source = config.get("data", {}).get("source", {})
+    if is_mixture(source):  # what stands in a training set beside its data is how the method was trained
+        flat = [(name, value) for name, value in flat if not _MIXED.fullmatch(name)]
+        if part == "method":
+            flat += [(f"data.source.{key}", value) for key, value in learnt_from(source).items()]
     placed = [(name, Path(str(value)).name if name.endswith(".root") else value) for name, value in flat]
     return {name: _text(value) for name, value in placed if not _VARIED.fullmatch(name)}
 

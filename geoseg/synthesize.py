@@ -152,8 +152,8 @@ def synthesize(
         before = {} if manifest is None else {entry["file"]: entry for entry in manifest["images"]}
         if surplus := len(before.keys() - {one.file for one in plan}):
             raise ValueError(
-                f"out={place} holds {surplus} pictures that total={total} would not draw; name a new folder, or ask "
-                "for as many as there are"
+                f"out={place} holds {len(before)} pictures, {surplus} of which total={total} would not draw; name a "
+                "new folder, or ask for as many as there are"
             )
         if manifest is not None and manifest["status"] == "done" and _whole(place, plan, before):
             log.info("%s: all %d pictures are there already", place, total)
@@ -369,7 +369,7 @@ def _drawing_method(
     if not (isinstance(learns, type) and issubclass(learns, DenoisingTask)) or not record["data"]["train"]:
         raise ValueError(
             f"the run in {folder} ({record['method']}) has not learnt to draw pictures; name a finished training of a "
-            "diffusion model by geoseg.tasks.denoising.DenoisingTask, such as that of experiment=lora_only"
+            "diffusion model by geoseg.tasks.denoising.DenoisingTask, such as that of experiment=synthetic_generator"
         )
     if task.get("paint", True):
         raise ValueError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import csv
 import json
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ import geoseg
 from geoseg.cli import main
 from geoseg.data.scene_classes import SceneClasses
 from geoseg.losses import read_curves
-from geoseg.mixtures import by_epoch
+from geoseg.mixtures import by_epoch, mixture_cells, mixtures
 from geoseg.report import collect
 from tests.tiny import tiny_dinov2
 
@@ -234,6 +236,48 @@ def test_the_report_of_mixtures(mixed: SimpleNamespace, tmp_path: Path, capsys: 
     capsys.readouterr()
 
 
+def changed(records: list[dict[str, Any]], key: str, value: Any) -> list[dict[str, Any]]:
+    """Copies of records as if another setting had made them, from other data."""
+    copies = copy.deepcopy(records)
+    for record in copies:
+        *above, last = key.split(".")
+        node = record["config"]
+        for part in above:
+            node = node[part]
+        node[last] = value
+        record["run_id"], record["data"]["fingerprint"] = f"other {record['run_id']}", f"{record['run_id']} {value}"
+    return copies
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "names"),
+    [
+        ("method.task.fit.epochs", 9, {"10:0, epochs=2", "5:5, epochs=2", "10:0, epochs=9", "5:5, epochs=9"}),
+        ("data.source.total", 30, {"10:0, total=20", "5:5, total=20", "10:0, total=30", "5:5, total=30"}),
+        ("data.source.synthetic", "elsewhere/better", {"10:0", "5:5, {here}", "5:5, better"}),
+        ("data.source.source.seed", 7, {"10:0", "5:5"}),
+        ("data.source.choice_seed", 7, {"10:0", "5:5"}),
+    ],
+)
+def test_runs_that_were_set_differently_are_kept_apart(
+    mixed: SimpleNamespace, generated: Path, key: str, value: Any, names: set[str]
+) -> None:
+    kept = ("1.0 real, rest generated", "0.5 real, rest generated")
+    mine = [record for record in mixed.records if record["method"] in kept]
+    found = mixtures([*mine, *changed(mine, key, value)])
+    assert {one.share.name for one in found} == {name.format(here=generated.name) for name in names}
+    pooled = key.endswith("choice_seed")
+    whole_pooled = pooled or key.endswith("synthetic")  # all real ones are the same, whatever lies in that folder
+    assert {len(one.runs) for one in found if one.share.rest} == {6 if pooled else 3}
+    assert {len(one.runs) for one in found if not one.share.rest} == {6 if whole_pooled else 3}
+    assert len({one.share.data for one in found}) == 1 + key.endswith("source.seed")
+    head, rows = mixture_cells(found)
+    against = {row[1]: row[head.index("− 10:0 ↑")] for row in rows}
+    assert all(bool(cell) == name.startswith("5:5") for name, cell in against.items())
+    once = mixtures([*mine, *({**record, "run_id": "again", "method": "other name"} for record in mine)])
+    assert {len(one.runs) for one in once} == {3}
+
+
 def test_runs_without_mixtures_are_told(
     finished: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -291,3 +335,17 @@ def test_generated_pictures_are_judged_by_a_classifier_of_real_ones(finished: Si
     labels = geoseg.load(run).predict(pictures).labels
     right = float(np.mean([int(labels[i]) == other.label(name) for i, name in enumerate(other.names[:40])]))
     assert record["scores"]["test/accuracy/image"] == pytest.approx(right)
+
+
+def test_a_classifier_is_not_judged_by_pictures_that_it_has_learnt_from(
+    mixed: SimpleNamespace, generated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run,) = (one for one in mixed.records if (one["method"], one["seed"]) == ("0.5 real, rest generated", 0))
+    known = {name.removeprefix("generated/") for name in run["data"]["train"]}
+    folder = mixed.runs / "synthetic_data" / run["run_id"]
+    words = [f"run={folder}", f"runs={tmp_path}", "data=image_folder", f"data.root={generated}"]
+    words += ["data.source.val=null", "data.source.test=null", "name=known", "trainer=cpu", "logger=files"]
+    assert main(["evaluate", *words, "progress=false", "figure_rows=0"]) == 0
+    (record,) = collect([tmp_path])
+    assert len(record["data"]["test"]) == 30 and not known & set(record["data"]["test"])
+    assert "left out, since the run was trained or validated on them" in caplog.text

@@ -192,7 +192,7 @@ def test_it_goes_on_where_it_was_stopped(
     assert synthesize("total=10", *asked) == 0 and drawn == [["tile map", "tile sea"]]
     assert pictures(out).items() > pictures(whole.out).items() and len(manifest_of(out)["images"]) == 10
     for words, said in (
-        (["total=8", *asked], "holds 2 pictures that total=8 would not draw"),
+        (["total=8", *asked], "2 of which total=8 would not draw"),
         (["total=10", *asked, "steps=4"], "made otherwise: steps was 3, is 4"),
         (["total=10", *asked, "template=a {}"], 'made otherwise: prompts.sea was "tile sea", is "a sea"'),
         (["total=10", *asked, "seed=8"], "seed was 7, is 8"),

@@ -60,9 +60,13 @@ class ImageFolder:
         check_template(template, "data.source.template")
         top = Path(root).expanduser()
         self.root = top / (images or "")
+        if not top.is_dir():
+            raise ValueError(f"data.root={root}: there is no such folder; give the one that holds those of the classes")
         if not self.root.is_dir():
-            below = f" that holds the folder {images}" if images else " that holds a folder for every class"
-            raise ValueError(f"data.root={root}: there is no folder {self.root}; give the one{below}")
+            raise ValueError(
+                f"data.root={root}: there is no folder {self.root}; give the one that holds the folder {images}, or "
+                "data.source.images=null where the folders of the classes lie in it"
+            )
         folders = _folders(self.root)
         wanted = [spaced(name) for name in class_names] if class_names is not None else sorted(folders)
         wrong = [f"no folder for the class {name!r}" for name in wanted if name not in folders]

@@ -22,6 +22,9 @@ RESTS = ("generated", "nothing", "noised")
 
 MANIFEST = "manifest.json"
 
+GENERATED = "generated/"
+"""How names of generated pictures begin."""
+
 
 class Mixture:
     """A data set of whole images whose training set is part real and part not; validation and test stay real.
@@ -67,10 +70,11 @@ class Mixture:
         self.num_classes, self.class_names = source.num_classes, source.class_names
         self._held = [name for name in source.names if source.split(name) in ("val", "test")]
         pool = [name for name in source.names if source.split(name) == "train"]
-        self._folder, self._manifest = None, dict[str, Any]()
+        self._folder, self._manifest, self._drawn = None, dict[str, Any](), frozenset[str]()
         if synthetic is not None:
             self._manifest = _read_manifest(Path(synthetic).expanduser())
             self._folder = ImageFolder(synthetic, class_names=source.class_names)
+            self._drawn = frozenset(self._folder.names)
             self._check_generator()
         if seen:
             pool = [name for name in pool if name in set(self._learnt("data.source.seen=true"))]
@@ -89,14 +93,14 @@ class Mixture:
                 )
             drawn = self._balanced("generated", self._folder.names, self._folder.label, total - count, count)
             self._check_twins(drawn)
-            self._parts |= {f"generated/{name}": ("generated", name) for name in drawn}
+            self._parts |= {f"{GENERATED}{name}": ("generated", name) for name in drawn}
         elif rest == "noised":
             self._parts |= self._noised(chosen, total - count)
         self.names = [*self._parts, *self._held]
 
     def read(self, name: str) -> Sample:
         """Reads one picture: image uint8 [H, W, 3], target uint8 [] with its class, and the caption of its class."""
-        kind, where = self._parts.get(name, ("real", name))
+        kind, where = self._part(name)
         if kind == "generated":
             assert self._folder is not None
             return self._folder.read(where)._replace(caption=self.words(self.label(name)))
@@ -109,7 +113,7 @@ class Mixture:
 
     def label(self, name: str) -> int:
         """The class of a picture, without reading it."""
-        kind, where = self._parts.get(name, ("real", name))
+        kind, where = self._part(name)
         if kind == "generated":
             assert self._folder is not None
             return self._folder.label(where)
@@ -123,7 +127,7 @@ class Mixture:
 
     def shape(self, name: str) -> tuple[int, int]:
         """H and W of one picture."""
-        kind, where = self._parts.get(name, ("real", name))
+        kind, where = self._part(name)
         if kind == "generated":
             assert self._folder is not None
             return self._folder.shape(where)
@@ -164,16 +168,26 @@ class Mixture:
 
     def fingerprint(self, names: Sequence[str]) -> str:
         """Hash of the real and the generated pictures, of who is what, and of the noise."""
-        told = [self._parts.get(name, ("real", name)) for name in names]
+        told = [self._part(name) for name in names]
         noise = self.noise if any(kind == "noised" for kind, _ in told) else None
         drawn = self._of("generated", names)
         of_drawn = self._folder.fingerprint(drawn) if self._folder is not None and drawn else None
         parts = (self.source.fingerprint(self._of("real", names)), of_drawn, noise, told)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    def _part(self, name: str) -> tuple[str, str]:
+        """What a picture is, "real", "generated" or "noised", and how its own source calls it.
+
+        Generated ones may be others than those chosen: a run that has learnt from them is asked what it knows.
+        """
+        if name in self._parts:
+            return self._parts[name]
+        where = name.removeprefix(GENERATED)
+        return ("generated", where) if where != name and where in self._drawn else ("real", name)
+
     def _of(self, kind: str, names: Sequence[str]) -> list[str]:
         """Pictures as their own source calls them; those that are noised are real ones."""
-        found = [self._parts.get(name, ("real", name)) for name in names]
+        found = [self._part(name) for name in names]
         return list(dict.fromkeys(name for of, name in found if ("generated" if of == "generated" else "real") == kind))
 
     def _balanced(self, what: str, pool: Sequence[str], label: Any, count: int, first: int = 0) -> list[str]:
@@ -181,12 +195,13 @@ class Mixture:
             return choose_random(pool, count, self.choice_seed)
         try:
             return balanced(pool, [label(name) for name in pool], count, self.choice_seed, first)
-        except ValueError as error:
+        except ValueError:
             counts = Counter(label(name) for name in pool)
             fewest = min(counts, key=lambda k: counts[k])
+            remedy = "a larger total of geoseg synthesize" if what == "generated" else "more for training in its source"
             raise ValueError(
                 f"{count} {what} pictures are wanted, as many of every class, and there are {len(pool)}, of the class "
-                f"{self.class_names[fewest]!r} {counts[fewest]}; lower data.source.total, or give more ({error})"
+                f"{self.class_names[fewest]!r} {counts[fewest]}; lower data.source.total, or give more: {remedy}"
             ) from None
 
     def _noised(self, chosen: Sequence[str], count: int) -> dict[str, tuple[str, str]]:
@@ -287,6 +302,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: there is no such folder or manifest, it is not finished, or does not say what is needed.
     """
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise ValueError(f"data.source.synthetic={folder}: there is no such folder; geoseg synthesize fills one")
     if not path.is_file():
         raise ValueError(
             f"data.source.synthetic={folder}: there is no {MANIFEST}, which says what its pictures were generated "

@@ -104,7 +104,7 @@ def test_copies_across_splits_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": "images"}, "there is no folder .*images; give the one that holds the folder images"),
+        ({"images": "images"}, "there is no folder .*images; give the one that holds the folder images, or"),
         ({"class_names": ["a", "b", "d"]}, "c is none of the 3 classes\n  no folder for the class 'd'"),
         ({"val": 8, "test": 2}, "are 10 pictures, and .* holds 9, so that none is left"),
         ({"val": 1.5}, "val=1.5: a number of pictures is wanted, or a share below 1"),

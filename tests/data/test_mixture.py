@@ -171,6 +171,21 @@ def test_settings_that_cannot_be_are_told(real: SceneClasses, options: dict[str,
         Mixture(real, **options)
 
 
+def test_what_was_learnt_from_is_found_again_in_a_larger_folder(
+    real: SceneClasses, generated: Path, learnt: list[str]
+) -> None:
+    before = Mixture(real, str(generated), total=20, real=0.5)
+    images = {name: before.read(name).image for name in before.names}
+    for path in list(generated.glob("*/*_00000.png")):
+        path.with_name(path.name.replace("00000", "00009")).write_bytes(path.read_bytes())
+    write_manifest(generated, real, learnt)
+    after = Mixture(real, str(generated), total=20, real=0.5)
+    assert set(after.names) != set(before.names)
+    assert all((after.read(name).image == image).all() for name, image in images.items())
+    with pytest.raises(ValueError, match="80 generated pictures are wanted.* a larger total of geoseg synthesize"):
+        Mixture(real, str(generated), total=80, real=0.0)
+
+
 def test_folders_that_cannot_be_trusted_are_told(real: SceneClasses, generated: Path, learnt: list[str]) -> None:
     write_manifest(generated, real, learnt, status="unfinished")
     with pytest.raises(ValueError, match="says 'unfinished'; call geoseg synthesize once more"):
@@ -178,6 +193,8 @@ def test_folders_that_cannot_be_trusted_are_told(real: SceneClasses, generated: 
     write_manifest(generated, real, learnt, trained_on=None)
     with pytest.raises(ValueError, match="does not say what the generator has learnt from"):
         Mixture(real, str(generated), total=20, real=0.5)
+    with pytest.raises(ValueError, match="nowhere: there is no such folder; geoseg synthesize fills one"):
+        Mixture(real, str(generated.with_name("nowhere")), total=20, real=0.5)
     (generated / "manifest.json").unlink()
     with pytest.raises(ValueError, match="there is no manifest.json"):
         Mixture(real, str(generated), total=20, real=0.5)
