@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,12 +224,44 @@ def fetch(part: str, name: str, revision: str | None) -> str:
     Raises:
         ValueError: the hub cannot be reached, or has no such thing; in one line.
     """
-    try:
-        # asked once with a short patience: downloads retry for minutes
-        huggingface_hub.HfApi().model_info(name, revision=revision, timeout=SECONDS)
+    with _told(name, revision):
+        _ask(name, revision)
         folder = huggingface_hub.snapshot_download(
             name, revision=revision, allow_patterns=list(WANTED.get(part, PATTERNS))
         )
+    missing = missing_files(part, name, revision)
+    if missing:
+        layout = "transformers" if part in TRANSFORMERS else "diffusers"
+        raise ValueError(f"{name} lacks {', '.join(missing)}; choose one with safetensors weights in {layout}' layout")
+    return str(folder)
+
+
+def ask(part: str, name: str, revision: str | None) -> None:
+    """Asks the hub whether there is a checkpoint of which nothing is on this disk; to be done before it is read.
+
+    Args:
+        part: its key in ``conf/checkpoints``.
+        name: id on the hub.
+        revision: branch, tag or commit; None is the main branch.
+
+    Raises:
+        ValueError: the hub cannot be reached, or has no such thing; in one line.
+    """
+    if len(missing_files(part, name, revision)) == len(files_of(part)):
+        with _told(name, revision):
+            _ask(name, revision)
+
+
+def _ask(name: str, revision: str | None) -> None:
+    """Once, with a short patience: downloads retry for minutes."""
+    huggingface_hub.HfApi().model_info(name, revision=revision, timeout=SECONDS)
+
+
+@contextmanager
+def _told(name: str, revision: str | None) -> Iterator[None]:
+    """Says in one line why the hub does not give what is asked for."""
+    try:
+        yield
     except OfflineModeIsEnabled:
         raise ValueError(f"{name}: HF_HUB_OFFLINE is set; unset it where there is a network") from None
     except GatedRepoError:
@@ -242,11 +275,6 @@ def fetch(part: str, name: str, revision: str | None) -> str:
         raise ValueError(
             f"{name}: the hub cannot be reached ({why}); fetch it on a machine with a network, and copy {cache()} here"
         ) from None
-    missing = missing_files(part, name, revision)
-    if missing:
-        layout = "transformers" if part in TRANSFORMERS else "diffusers"
-        raise ValueError(f"{name} lacks {', '.join(missing)}; choose one with safetensors weights in {layout}' layout")
-    return str(folder)
 
 
 def cache() -> str:

@@ -17,7 +17,9 @@ import pytest
 from huggingface_hub import constants
 
 from geoseg import fetch
+from geoseg.diffusion.flux import FluxDiffusion
 from geoseg.diffusion.latent_diffusion import LatentDiffusion
+from geoseg.models.vit import ViT
 from tests.tiny import tiny_latent_diffusion
 
 ID = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -154,6 +156,14 @@ def test_without_network(
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     assert f"{ID}: the hub cannot be reached (" in said
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match=f"{ID}: the hub cannot be reached"):
+        LatentDiffusion.load(ID)
+    with pytest.raises(ValueError, match="(?s)cannot fetch 'a/flux'.*the hub cannot be reached.*hf auth login"):
+        FluxDiffusion.load("a/flux")
+    with pytest.raises(ValueError, match="a/vit: the hub cannot be reached"):
+        ViT.load("a/vit")
+    assert time.monotonic() - begun < 5  # reading itself would try again and again
 
 
 def test_the_hub_says_no(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from geoseg.diffusion import folders
 from geoseg.diffusion.codec import Codec
 from geoseg.diffusion.objectives import PACKED, FlowMatching
+from geoseg.fetch import ask
 
 PARTS = ("vae", "transformer", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 """Folders of a FluxPipeline."""
@@ -111,6 +112,11 @@ class FluxDiffusion(nn.Module):
         where = folders.place(path_or_id, PARTS, "FluxPipeline")
         options: dict[str, Any] = {"revision": revision} if revision is not None else {}
         weights = {"use_safetensors": True, **options}
+        if not os.path.isdir(where):
+            try:
+                ask("flux", where, revision)
+            except ValueError as error:
+                raise ValueError(_not_fetched(where, str(error))) from None
         with folders.quiet():
             try:
                 config = FlowMatchEulerDiscreteScheduler.load_config(where, subfolder="scheduler", **options)
@@ -135,12 +141,7 @@ class FluxDiffusion(nn.Module):
             except OSError as error:
                 if os.path.isdir(where):
                     raise ValueError(f"cannot read {where!r} as a FluxPipeline: {str(error).rstrip('. ')}") from error
-                raise ValueError(
-                    f"cannot fetch {where!r} from the Hugging Face hub: {str(error).splitlines()[0].rstrip('. ')}. "
-                    f"FLUX.1-dev is gated: accept its licence form on the page of {where} at the hub, run hf auth "
-                    "login on this machine, and geoseg fetch checkpoints=hub_flux --yes; for any other, check the "
-                    "spelling and the network, or give a FluxPipeline folder"
-                ) from error
+                raise ValueError(_not_fetched(where, str(error).splitlines()[0])) from error
         scheduler = getattr(diffusers, config["_class_name"]).from_config(config)
         return cls(**parts, **tokenizers, scheduler=scheduler, guidance=guidance, tokens=tokens)
 
@@ -332,6 +333,14 @@ class FluxDiffusion(nn.Module):
     def _count(self, prompt: str) -> int:
         """Tokens of a prompt for T5, with the mark of the end."""
         return len(self.tokenizer_2(prompt, verbose=False).input_ids)
+
+
+def _not_fetched(where: str, why: str) -> str:
+    return (
+        f"cannot fetch {where!r} from the Hugging Face hub: {why.rstrip('. ')}. FLUX.1-dev is gated: accept its "
+        f"licence form on the page of {where} at the hub, run hf auth login on this machine, and geoseg fetch "
+        "checkpoints=hub_flux --yes; for any other, check the spelling and the network, or give a FluxPipeline folder"
+    )
 
 
 def packed(latent: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from geoseg.diffusion import folders, single_file
 from geoseg.diffusion.codec import Codec
 from geoseg.diffusion.objectives import Objective
 from geoseg.diffusion.text2img import text2img
+from geoseg.fetch import ask
 
 PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
 """Folders of a StableDiffusionPipeline that are read; a safety checker or feature extractor beside them is not."""
@@ -91,6 +92,8 @@ class LatentDiffusion(nn.Module):
         if prediction_type is not None:
             raise ValueError("prediction_type is for single files; a folder says it in scheduler/scheduler_config.json")
         where = folders.place(where, PARTS, "StableDiffusionPipeline")
+        if not os.path.isdir(where):
+            ask("stable_diffusion", where, revision)
         options: dict[str, Any] = {"revision": revision} if revision is not None else {}
         weights = {"use_safetensors": True, **options}
         with folders.quiet():

@@ -12,6 +12,8 @@ import torch
 import transformers
 from transformers import PreTrainedConfig
 
+from geoseg.fetch import ask
+
 
 def read_transformer(
     path_or_id: str | os.PathLike[str] | None,
@@ -42,6 +44,8 @@ def read_transformer(
             f"there is no folder {where!r} with a {name} (config.json, model.safetensors); give "
             f"{setting}=FOLDER, or take checkpoints=hub"
         )
+    if not os.path.isdir(where):
+        ask(key, where, revision)
     at = {"revision": revision} if revision is not None else {}
     with _quiet():
         try:

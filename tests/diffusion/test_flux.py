@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError
 from torch import Tensor
 
@@ -95,6 +96,7 @@ def test_a_model_that_is_gated_or_missing_is_told_in_one_message(monkeypatch: py
     def refuse(*words: Any, **named: Any) -> None:
         raise GatedRepoError("Access to model is restricted.", response=SimpleNamespace(headers={}, request=None))
 
+    monkeypatch.setattr(HfApi, "model_info", lambda *words, **named: None)  # anybody may read that it is there
     monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", refuse)
     with pytest.raises(ValueError, match=told):
         FluxDiffusion.load("black-forest-labs/FLUX.1-dev")
