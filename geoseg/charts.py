@@ -251,9 +251,9 @@ def draw_mixture_curves(found: Sequence[Mixed], stem: Path) -> list[Path]:
     if not logged:
         return []
     several = len({one.share.data for one in logged}) > 1
-    bands: dict[tuple[str, ...], list[Mixed]] = {}
+    bands: dict[tuple[Any, ...], list[Mixed]] = {}
     for one in logged:  # all real: the end of the first band; few panels make one
-        kind = (one.share.data, one.share.setting, one.share.folder, one.share.rest or "generated")
+        kind = (one.share.data, one.share.setting, one.share.folder, one.share.rest or "generated", one.share.noise)
         bands.setdefault(kind if len(logged) > BAND else (), []).append(one)
     across = max(map(len, bands.values()))
     figure = Figure(figsize=(1.5 * across + 0.6, 3.6 * len(bands) + 0.5), layout="constrained")
@@ -305,12 +305,13 @@ def draw_mixture_shares(found: Sequence[Mixed], stem: Path) -> list[Path]:
     Returns:
         The PNG and the PDF.
     """
-    kinds = {"generated": "with generated ones", "nothing": "real part alone", "noised": "with noised copies"}
+    kinds = {"": "real", "generated": "with generated ones", "nothing": "real part alone"}
     several = len({one.share.data for one in found}) > 1
     lines: dict[str, list[Mixed]] = {}
     for one in sorted((one for one in found if not one.share.seen), key=lambda one: one.share.rest == ""):
+        kind = f"with {one.share.copies}" if one.share.rest == "noised" else kinds[one.share.rest]
         apart = [one.share.folder, one.share.setting, one.share.data if several else ""]
-        name = ", ".join(part for part in (kinds[one.share.rest or "generated"], *apart) if part)
+        name = ", ".join(part for part in (kind, *apart) if part)
         ends = [] if one.share.rest else [line for line in lines.values() if _one_setting(line[0], one)]
         for line in ends or [lines.setdefault(name, [])]:  # all real: the end of every line of its setting
             line.append(one)

@@ -55,8 +55,13 @@ class Share(NamedTuple):
         elif self.rest == "nothing":
             ratio += ", real part alone"
         elif self.rest == "noised":
-            ratio += f", noised copies ({self.noise:g})"
+            ratio += f", {self.copies}"
         return ", ".join(part for part in (ratio, self.folder, self.setting) if part)
+
+    @property
+    def copies(self) -> str:
+        """What noised copies are called, such as noised copies (0.1); without noise they are plain ones."""
+        return f"noised copies ({self.noise:g})" if self.noise else "plain copies"
 
 
 class Mixed(NamedTuple):
@@ -109,7 +114,8 @@ def mixtures(
 
     def place(one: Mixed) -> tuple[Any, ...]:
         share = one.share
-        return share.data, share.setting, share.seen, order[share.rest], share.folder, -share.real, share.noise
+        noise = share.noise or float("inf")  # plain copies last
+        return share.data, share.setting, share.seen, order[share.rest], share.folder, noise, -share.real
 
     return sorted(found.values(), key=place)
 

@@ -279,6 +279,20 @@ def test_runs_that_were_set_differently_are_kept_apart(
     assert {len(one.runs) for one in once} == {3}
 
 
+def test_plain_copies_stand_beside_noised_ones(mixed: SimpleNamespace) -> None:
+    noised = [record for record in mixed.records if record["method"] == "0.5 real, rest noised"]
+    plain = changed(noised, "data.source.noise", 0)
+    for record in plain:
+        record["scores"]["test/accuracy/image"] = 0.99
+    found = mixtures([*mixed.records, *plain])
+    copies = [one for one in found if one.share.rest == "noised"]
+    assert [one.share.name for one in copies] == ["5:5, noised copies (0.1)", "5:5, plain copies"]
+    head, rows = mixture_cells(found)
+    alone = mixture_cells(mixtures(mixed.records))[1]
+    column = head.index("− noised copies ↑")
+    assert [row[column] for row in rows if row[column]] == [row[column] for row in alone if row[column]]
+
+
 def test_runs_without_mixtures_are_told(
     finished: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
