@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -53,18 +54,22 @@ TINY_SAM: dict[str, Any] = {
 
 @functools.cache
 def _vocabulary() -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
-    tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=640,
-        special_tokens=[BEGIN, END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([WORDS.lower()] * 4, trainer)
-    model = json.loads(tokenizer.to_str())["model"]
-    return model["vocab"], tuple((a, b) for a, b in model["merges"])
+    """Byte pairs of ``WORDS``, the most frequent first; tokenizers' trainer chooses among equals anew each time."""
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(WORDS.lower())
+    words = [[*word[:-1], f"{word[-1]}</w>"] for word, _ in split]
+    tokens = [BEGIN, END, *sorted({*pre_tokenizers.ByteLevel.alphabet(), *(token for word in words for token in word)})]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in words for pair in pairwise(word)):
+        first, second = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append((first, second))
+        tokens.append(first + second)
+        for word in words:
+            at = 0
+            while at < len(word) - 1:
+                if (word[at], word[at + 1]) == (first, second):
+                    word[at : at + 2] = [first + second]
+                at += 1
+    return {token: number for number, token in enumerate(dict.fromkeys(tokens))}, tuple(merges)
 
 
 def tiny_tokenizer() -> CLIPTokenizer:
